@@ -1,0 +1,21 @@
+"""Errors and warnings of the package.
+
+Each inherits the builtin class that callers already catch.
+"""
+
+__all__ = ["BackboneError", "CalibrationWarning", "ReadoutWarning"]
+
+
+class BackboneError(ValueError):
+    """The wrapped model cannot be cut exactly into embedding, blocks and readout.
+
+    The message names the reason and, where there is one, the way out.
+    """
+
+
+class CalibrationWarning(UserWarning):
+    """The held-out calibration did not converge or does not support what was asked for."""
+
+
+class ReadoutWarning(UserWarning):
+    """The readout of the wrapped model was replaced, because it does not match the classes."""
