@@ -55,7 +55,7 @@ def candidate_blocks(module, path=None):
             ) from None
         if not isinstance(blocks, (nn.ModuleList, nn.Sequential)) or len(blocks) == 0:
             raise BackboneError(
-                f"blocks={path!r} is a {type(blocks).__name__} in {name}, but has to be a filled "
+                f"blocks={path!r} is a {type(blocks).__name__} in {name}, but must be a non-empty "
                 f"ModuleList or Sequential. {describe_candidates(module)}"
             )
         return {path: list(blocks)}
@@ -69,22 +69,22 @@ def candidate_blocks(module, path=None):
         raise BackboneError(
             f"No blocks found in {name}: it holds no ModuleList or Sequential of two or more "
             "children of one class. A model that calls one shared layer repeatedly (ALBERT) cannot "
-            "be cut; a model with blocks of different classes can if blocks='dotted.path' names "
-            "the list."
+            "be cut; a list of one block, or of blocks of several classes, has to be named by "
+            "blocks='dotted.path'."
         )
     return candidates
 
 
-def describe_candidates(module):
+def describe_candidates(module, without=None):
     """List the candidates for an error message."""
-    found = find_blocks(module)
+    found = {path: blocks for path, blocks in find_blocks(module).items() if path != without}
     if not found:
-        return "No list of blocks was found in it."
+        return f"There is no {'' if without is None else 'other '}list of blocks in the model."
     listed = ", ".join(
         f"{path!r} ({len(blocks)} x {type(blocks[0]).__name__})"
         for path, blocks in list(found.items())[:8]
     )
-    return f"Candidates for blocks=: {listed}."
+    return f"Lists that can be named by blocks=: {listed}."
 
 
 def is_hugging_face(module):

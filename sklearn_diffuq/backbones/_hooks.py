@@ -10,17 +10,16 @@ on one batch that the cut repeats the model bit for bit.
 import threading
 import weakref
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
+from sklearn_diffuq.backbones._context import Context, token_mask
 from sklearn_diffuq.backbones._discovery import call_model, candidate_blocks, read_logits
 from sklearn_diffuq.backbones._probe import (
+    check_replay,
     check_trace,
-    refuse,
     replaced_forwards,
-    same,
     trace_blocks,
 )
 from sklearn_diffuq.exceptions import BackboneError
@@ -34,35 +33,6 @@ _LOCKS_GUARD = threading.Lock()
 def _lock_of(module):
     with _LOCKS_GUARD:
         return _LOCKS.setdefault(module, threading.RLock())
-
-
-@dataclass(frozen=True, eq=False)
-class Context:
-    """What one batch needs to be pushed through the blocks and the readout.
-
-    Attributes
-    ----------
-    batch : dict of str to torch.Tensor
-        The model inputs.
-    mask : torch.Tensor of shape (n, t) and dtype bool, or None
-        True for a real token, False for padding. None: every token is real.
-    calls : tuple of (tuple, dict)
-        The arguments each block is called with, without the hidden state.
-    slots : tuple of int or str
-        Where the hidden state goes in each block's arguments: a position or a keyword.
-    """
-
-    batch: dict
-    mask: torch.Tensor | None
-    calls: tuple
-    slots: tuple
-
-    def arguments(self, k, h):
-        """Return the ``(args, kwargs)`` that call block `k` on the state `h`."""
-        (args, kwargs), slot = self.calls[k], self.slots[k]
-        if isinstance(slot, int):
-            return (*args[:slot], h, *args[slot:]), dict(kwargs)
-        return args, {**kwargs, slot: h}
 
 
 class Backbone:
@@ -244,7 +214,7 @@ class Backbone:
                 f"{type(self.module).__name__} called {len(calls)} of its {self.n_blocks} blocks. "
                 "In training mode some models drop blocks at random: use frozen()."
             )
-        mask = _token_mask(batch, states[0])
+        mask = token_mask(batch, states[0])
         return states[0], Context(dict(batch), mask, tuple(calls), cut.slots)
 
     def block(self, k, h, context, call=None):
@@ -336,7 +306,7 @@ class Backbone:
             )
             before, self._cut = self._cut, check_trace(self.module, trace, batch)
             try:
-                self._check_replay(batch, trace)
+                self._cut.n_outputs = check_replay(self, batch, trace)
             except BaseException:
                 self._cut = before
                 raise
@@ -392,42 +362,6 @@ class Backbone:
                 "classifier, or give a readout=: a module on pooled features of shape (n, d)."
             )
         return logits
-
-    def _check_replay(self, batch, trace):
-        """Refuse the model unless the cut repeats the trace exactly."""
-
-        def fail(reason):
-            refuse(self.module, trace.path, reason)
-
-        try:
-            h, context = self.embed(batch)
-        except Exception as error:
-            raise BackboneError(
-                f"{type(self.module).__name__} cannot be cut: it fails when its blocks "
-                f"{trace.path!r} are stubbed out, so something uses more of their output than the "
-                f"state ({type(error).__name__}: {error})."
-            ) from error
-        for k, expected in enumerate(trace.outputs):
-            h = self.block(k, h, context)
-            if not same(h, expected[0] if isinstance(expected, tuple) else expected):
-                fail(
-                    f"depend on more than the state: replayed from the embedding, block {k} gives "
-                    "another output than in the model"
-                )
-        if self.custom_readout is not None:
-            self._cut.n_outputs = self.readout(h, context).shape[-1]
-        elif trace.logits is not None and not same(self.readout(h, context), trace.logits):
-            fail(
-                "do not feed the head alone: with the last state the readout gives other logits "
-                "than the model, so the head uses states of earlier blocks"
-            )
-
-
-def _token_mask(batch, h):
-    mask = batch.get("attention_mask")
-    if mask is None or mask.shape != h.shape[:2]:
-        return None
-    return mask.to(torch.bool)
 
 
 def _used(output, named):

@@ -26,7 +26,7 @@ class Cut:
     slots: tuple
     extras: tuple
     width: int
-    n_outputs: int | None
+    n_outputs: int | None = None
 
 
 @dataclass
@@ -78,7 +78,7 @@ def trace_blocks(module, batch, candidates):
     listed = ", ".join(repr(path) for path in candidates)
     raise BackboneError(
         f"{type(module).__name__} never calls the blocks in {listed}. "
-        f"Name a list that is called by blocks='dotted.path'. {describe_candidates(module)}"
+        "Name the list that is by blocks='dotted.path'; what holds the blocks has to call them."
     )
 
 
@@ -139,15 +139,58 @@ def check_trace(module, trace, batch):
         slots=slots,
         extras=tuple(len(o) - 1 if isinstance(o, tuple) else None for o in trace.outputs),
         width=inputs[0].shape[-1],
-        n_outputs=None if trace.logits is None else trace.logits.shape[-1],
     )
 
 
+def check_replay(backbone, batch, trace):
+    """Refuse the model unless the cut repeats the trace exactly; return the number of outputs."""
+
+    def fail(reason, way_out=""):
+        refuse(backbone.module, trace.path, reason, way_out)
+
+    def attempt(call, *arguments, doing):
+        try:
+            return call(*arguments)
+        except Exception as error:
+            message = f"are needed for more than their state: {doing} fails with {error!r}"
+            try:
+                fail(message)
+            except BackboneError as refusal:
+                raise refusal from error
+
+    h, context = attempt(backbone.embed, batch, doing="the model with its blocks stubbed out")
+    for k, expected in enumerate(trace.outputs):
+        arguments = (k, h, context)
+        h = attempt(backbone.block, *arguments, doing=f"block {k}, called on its own,")
+        if not same(h, expected[0] if isinstance(expected, tuple) else expected):
+            fail(
+                f"depend on more than the state: called on its own, block {k} gives another output "
+                "than in the model"
+            )
+        if not same(h, attempt(backbone.block, *arguments, doing=f"a second call of block {k}")):
+            fail(
+                f"have a memory or are random in eval mode: block {k} gives another output when it "
+                "is called again",
+                "If the model keeps a cache, turn it off (config.use_cache = False).",
+            )
+    if backbone.custom_readout is not None:
+        return backbone.readout(h, context).shape[-1]
+    if trace.logits is None:
+        return None
+    if not same(backbone.readout(h, context), trace.logits):
+        fail(
+            "do not feed the head by their last state alone: from it the readout gives other "
+            "logits than the model, so the head uses states of earlier blocks as well"
+        )
+    return trace.logits.shape[-1]
+
+
 def refuse(module, path, reason, way_out=""):
+    """Raise BackboneError with the reason, the way out and the other lists of blocks."""
     raise BackboneError(
-        f"{type(module).__name__} cannot be cut: its blocks {path!r} {reason}. "
-        + (way_out or "Name other blocks by blocks='dotted.path', if one of these lists fits.")
-        + f" {describe_candidates(module)}"
+        f"{type(module).__name__} cannot be cut: its blocks {path!r} {reason}."
+        + (f" {way_out}" if way_out else "")
+        + f" {describe_candidates(module, without=path)}"
     )
 
 
@@ -168,8 +211,10 @@ def _fail_without_state(fail, args, kwargs):
     if any(tensor.is_nested for tensor in tensors):
         fail("get nested tensors (the fast path of nn.TransformerEncoder)", NESTED_WAY_OUT)
     shapes = [tuple(tensor.shape) for tensor in tensors]
-    kind = " (a convolutional or hierarchical model)" if any(len(s) == 4 for s in shapes) else ""
-    fail(f"do not take a state of shape (n, t, d), but tensors of shapes {shapes}{kind}")
+    fail(
+        f"do not take a state of shape (n, t, d), but tensors of shapes {shapes}",
+        "Convolutional and windowed models keep images between blocks and are not supported.",
+    )
 
 
 def _hidden_output(output, fail):
@@ -191,7 +236,7 @@ def _check_shapes(inputs, outputs, batch, fail):
         fail(
             f"have states of different shapes, {list(dict.fromkeys(shapes))}: a hierarchical model "
             "has no single width",
-            "Name the blocks of one stage by blocks='dotted.path', if they keep (n, t, d) states.",
+            "The blocks of one stage can be used if they keep (n, t, d) states.",
         )
     n_rows = next(len(v) for v in batch.values() if isinstance(v, torch.Tensor))
     if shapes[0][0] != n_rows:

@@ -1,0 +1,42 @@
+"""What one batch brings to every block besides the hidden state."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, eq=False)
+class Context:
+    """What one batch needs to be pushed through the blocks and the readout.
+
+    Attributes
+    ----------
+    batch : dict of str to torch.Tensor
+        The model inputs.
+    mask : torch.Tensor of shape (n, t) and dtype bool, or None
+        True for a real token, False for padding. None: every token is real.
+    calls : tuple of (tuple, dict)
+        The arguments each block is called with, without the hidden state.
+    slots : tuple of int or str
+        Where the hidden state goes in each block's arguments: a position or a keyword.
+    """
+
+    batch: dict
+    mask: torch.Tensor | None
+    calls: tuple
+    slots: tuple
+
+    def arguments(self, k, h):
+        """Return the ``(args, kwargs)`` that call block `k` on the state `h`."""
+        (args, kwargs), slot = self.calls[k], self.slots[k]
+        if isinstance(slot, int):
+            return (*args[:slot], h, *args[slot:]), dict(kwargs)
+        return args, {**kwargs, slot: h}
+
+
+def token_mask(batch, h):
+    """Return the batch's attention mask if it has one entry per token of the state, else None."""
+    mask = batch.get("attention_mask")
+    if mask is None or mask.shape != h.shape[:2]:
+        return None
+    return mask.to(torch.bool)
