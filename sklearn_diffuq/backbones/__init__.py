@@ -6,6 +6,7 @@ model's own forward with the blocks stubbed out.
 """
 
 from sklearn_diffuq.backbones._discovery import find_blocks
+from sklearn_diffuq.backbones._ft_transformer import FTTransformer
 from sklearn_diffuq.backbones._hooks import Backbone, Context
 
-__all__ = ["Backbone", "Context", "find_blocks"]
+__all__ = ["Backbone", "Context", "FTTransformer", "find_blocks"]
