@@ -332,7 +332,7 @@ class Backbone:
                 for name, p in self.module.named_parameters()
                 if id(p) not in inside and p.is_floating_point()
             }
-            h, context = self.embed(batch)
+            h, _ = self.embed(batch)
             output = self._call_stubbed(batch, lambda *call: h.detach())
             in_readout = _used(self._require_logits(output), named)
             in_embedding = _used(h, named)

@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -71,7 +72,8 @@ def trace_blocks(module, batch, candidates):
     """Trace the first of the candidate lists that the model calls."""
     for path, blocks in candidates.items():
         if len({id(block) for block in blocks}) < len(blocks):
-            refuse(module, path, "hold the same module more than once: they share one layer")
+            reason = "hold the same module more than once: they share one layer"
+            raise refusal(module, path, reason)
         trace = _trace(module, batch, path, blocks)
         if trace.order:
             return trace
@@ -105,31 +107,28 @@ def _trace(module, batch, path, blocks):
 
 def check_trace(module, trace, batch):
     """Return the Cut that a trace supports, or raise BackboneError with the reason."""
-
-    def fail(reason, way_out=""):
-        refuse(module, trace.path, reason, way_out)
-
+    refused = partial(refusal, module, trace.path)
     n_blocks = len(trace.blocks)
     if trace.order != list(range(n_blocks)):
         repeated = len(set(trace.order)) < len(trace.order)
-        fail(
+        raise refused(
             f"are not called once each and in order, but in the order {trace.order[:24]}"
             + (" (a shared layer that is called repeatedly cannot be cut)" if repeated else "")
         )
     slots = tuple(_hidden_slot(args, kwargs) for args, kwargs in trace.calls)
     if None in slots:
-        _fail_without_state(fail, *trace.calls[slots.index(None)])
+        raise refused(*_why_no_state(*trace.calls[slots.index(None)]))
     inputs = [
         args[slot] if isinstance(slot, int) else kwargs[slot]
         for (args, kwargs), slot in zip(trace.calls, slots, strict=True)
     ]
-    outputs = [_hidden_output(output, fail) for output in trace.outputs]
-    _check_shapes(inputs, outputs, batch, fail)
+    outputs = [_hidden_output(output, refused) for output in trace.outputs]
+    _check_shapes(inputs, outputs, batch, refused)
     if any(trace.mutates):
-        fail(f"change their arguments in place (block {trace.mutates.index(True)})")
+        raise refused(f"change their arguments in place (block {trace.mutates.index(True)})")
     for k in range(n_blocks - 1):
         if not same(outputs[k], inputs[k + 1]):
-            fail(
+            raise refused(
                 f"do not form a chain: the output of block {k} is not the input of block {k + 1}. "
                 "A residual or a norm is probably applied outside of the blocks",
                 "Wrap what happens between two blocks into one module.",
@@ -144,54 +143,55 @@ def check_trace(module, trace, batch):
 
 def check_replay(backbone, batch, trace):
     """Refuse the model unless the cut repeats the trace exactly; return the number of outputs."""
-
-    def fail(reason, way_out=""):
-        refuse(backbone.module, trace.path, reason, way_out)
-
-    def attempt(call, *arguments, doing):
-        try:
-            return call(*arguments)
-        except Exception as error:
-            message = f"are needed for more than their state: {doing} fails with {error!r}"
-            try:
-                fail(message)
-            except BackboneError as refusal:
-                raise refusal from error
-
-    h, context = attempt(backbone.embed, batch, doing="the model with its blocks stubbed out")
+    refused = partial(refusal, backbone.module, trace.path)
+    more = "are needed for more than their state"
+    with _explained(refused, f"{more}: the model fails with its blocks stubbed out"):
+        h, context = backbone.embed(batch)
     for k, expected in enumerate(trace.outputs):
-        arguments = (k, h, context)
-        h = attempt(backbone.block, *arguments, doing=f"block {k}, called on its own,")
+        previous = h
+        with _explained(refused, f"{more}: block {k} fails when it is called on its own"):
+            h = backbone.block(k, previous, context)
         if not same(h, expected[0] if isinstance(expected, tuple) else expected):
-            fail(
-                f"depend on more than the state: called on its own, block {k} gives another output "
-                "than in the model"
+            raise refused(
+                f"{more}: called on its own, block {k} gives another output than in the model"
             )
-        if not same(h, attempt(backbone.block, *arguments, doing=f"a second call of block {k}")):
-            fail(
-                f"have a memory or are random in eval mode: block {k} gives another output when it "
-                "is called again",
-                "If the model keeps a cache, turn it off (config.use_cache = False).",
-            )
+        memory = (
+            f"have a memory or are random in eval mode: called again, block {k} gives another "
+            "output",
+            "If the model keeps a cache, turn it off (config.use_cache = False).",
+        )
+        with _explained(refused, *memory):
+            again = backbone.block(k, previous, context)
+        if not same(h, again):
+            raise refused(*memory)
     if backbone.custom_readout is not None:
         return backbone.readout(h, context).shape[-1]
     if trace.logits is None:
         return None
     if not same(backbone.readout(h, context), trace.logits):
-        fail(
+        raise refused(
             "do not feed the head by their last state alone: from it the readout gives other "
             "logits than the model, so the head uses states of earlier blocks as well"
         )
     return trace.logits.shape[-1]
 
 
-def refuse(module, path, reason, way_out=""):
-    """Raise BackboneError with the reason, the way out and the other lists of blocks."""
-    raise BackboneError(
+def refusal(module, path, reason, way_out=""):
+    """Return the BackboneError with the reason, the way out and the other lists of blocks."""
+    return BackboneError(
         f"{type(module).__name__} cannot be cut: its blocks {path!r} {reason}."
         + (f" {way_out}" if way_out else "")
         + f" {describe_candidates(module, without=path)}"
     )
+
+
+@contextmanager
+def _explained(refused, reason, way_out=""):
+    """Turn any error of the model into a refusal."""
+    try:
+        yield
+    except Exception as error:
+        raise refused(f"{reason} ({error!r})", way_out) from error
 
 
 def _is_float(value):
@@ -206,41 +206,41 @@ def _hidden_slot(args, kwargs):
     return None
 
 
-def _fail_without_state(fail, args, kwargs):
+def _why_no_state(args, kwargs):
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
     if any(tensor.is_nested for tensor in tensors):
-        fail("get nested tensors (the fast path of nn.TransformerEncoder)", NESTED_WAY_OUT)
+        return "get nested tensors (the fast path of nn.TransformerEncoder)", NESTED_WAY_OUT
     shapes = [tuple(tensor.shape) for tensor in tensors]
-    fail(
+    return (
         f"do not take a state of shape (n, t, d), but tensors of shapes {shapes}",
         "Convolutional and windowed models keep images between blocks and are not supported.",
     )
 
 
-def _hidden_output(output, fail):
+def _hidden_output(output, refused):
     if isinstance(output, tuple) and output:
         output = output[0]
     if not isinstance(output, torch.Tensor):
-        fail(
+        raise refused(
             "have to return a tensor or a tuple that begins with one, but return "
             f"{type(output).__name__}"
         )
     if output.is_nested:
-        fail("return nested tensors (the fast path of nn.TransformerEncoder)", NESTED_WAY_OUT)
+        raise refused("return nested tensors (the fast path of PyTorch)", NESTED_WAY_OUT)
     return output
 
 
-def _check_shapes(inputs, outputs, batch, fail):
+def _check_shapes(inputs, outputs, batch, refused):
     shapes = [tuple(h.shape) for h in (*inputs, *outputs)]
     if len(set(shapes)) > 1:
-        fail(
+        raise refused(
             f"have states of different shapes, {list(dict.fromkeys(shapes))}: a hierarchical model "
             "has no single width",
             "The blocks of one stage can be used if they keep (n, t, d) states.",
         )
     n_rows = next(len(v) for v in batch.values() if isinstance(v, torch.Tensor))
     if shapes[0][0] != n_rows:
-        fail(
+        raise refused(
             f"have states of shape {shapes[0]}, but the batch has {n_rows} rows, which have to "
             "come first (batch_first=True)"
         )

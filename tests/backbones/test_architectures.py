@@ -1,13 +1,13 @@
 """Embedding, replayed blocks and readout repeat many architectures bit for bit."""
 
+import pytest
 import timm
 import torch
 import transformers
+from timm.models.naflexvit import NaFlexVit
 from torch import nn
 
-import pytest
 from sklearn_diffuq.backbones import Backbone
-from timm.models.naflexvit import NaFlexVit
 
 TEXT = dict(
     vocab_size=40,
