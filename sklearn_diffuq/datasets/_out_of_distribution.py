@@ -1,0 +1,69 @@
+"""Images that have no class of the training data."""
+
+import numpy as np
+from scipy import ndimage
+from sklearn.datasets import load_digits
+from sklearn.utils import check_random_state
+
+from sklearn_diffuq.datasets._corruptions import check_images
+
+_KINDS = ("digits", "inverted", "shuffled", "blank", "saturated")
+
+
+def out_of_distribution_images(X, kind, *, random_state=None):
+    """Make images outside the distribution of `X`, of the same shape.
+
+    Parameters
+    ----------
+    X : array-like of shape (n_samples, n_channels, height, width)
+        Images with pixels in [0, 1].
+    kind : {"digits", "inverted", "shuffled", "blank", "saturated"}
+        - "digits": handwritten digits of :func:`sklearn.datasets.load_digits`, enlarged to the
+          size of `X`, in random order and repeated where `X` has more rows.
+        - "inverted": ``1 - X``.
+        - "shuffled": the pixels of each image in a random order of its own; same histogram.
+        - "blank": all pixels 0.
+        - "saturated": all pixels 1.
+    random_state : int, RandomState instance or None, default=None
+        Pass an int for the same result in every call.
+
+    Returns
+    -------
+    X_out : ndarray of shape (n_samples, n_channels, height, width)
+        Pixels in [0, 1], float32 for float32 input and float64 otherwise.
+
+    See Also
+    --------
+    corrupt_images : The same images, harder to recognise.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_diffuq.datasets import out_of_distribution_images
+    >>> out_of_distribution_images(np.zeros((5, 1, 28, 28)), "digits", random_state=0).shape
+    (5, 1, 28, 28)
+    """
+    X = check_images(X)
+    rng = check_random_state(random_state)
+    if kind == "digits":
+        return _digits(X.shape, rng).astype(X.dtype)
+    if kind == "inverted":
+        return 1 - X
+    if kind == "shuffled":
+        order = rng.random_sample((len(X), 1, X[0, 0].size)).argsort(axis=2)
+        flat = X.reshape(*X.shape[:2], -1)
+        return np.take_along_axis(flat, order, axis=2).reshape(X.shape)
+    if kind == "blank":
+        return np.zeros_like(X)
+    if kind == "saturated":
+        return np.ones_like(X)
+    raise ValueError(f"kind must be one of {list(_KINDS)}, got {kind!r}.")
+
+
+def _digits(shape, rng):
+    n_samples, n_channels, height, width = shape
+    digits = load_digits().images / 16
+    rows = np.resize(rng.permutation(len(digits)), n_samples)
+    zoom = (1, height / digits.shape[1], width / digits.shape[2])
+    enlarged = np.clip(ndimage.zoom(digits[rows], zoom, order=1), 0, 1)
+    return np.repeat(enlarged[:, None], n_channels, axis=1)
