@@ -98,6 +98,7 @@ def corrupt_texts(X, corruption, severity=3, *, random_state=None):
     Returns
     -------
     X_corrupted : ndarray of shape (n_samples,), object
+        The changed texts, their words joined by single blanks.
 
     See Also
     --------

@@ -72,6 +72,11 @@ def fetch_fashion_mnist(data_home=None, *, normalize=False, verify=True):
         DESCR : str
             Origin and licence.
 
+    See Also
+    --------
+    corrupt_images : Graded corruptions of these images.
+    out_of_distribution_images : Images of another kind, of the same shape.
+
     References
     ----------
     .. [1] H. Xiao, K. Rasul and R. Vollgraf (2017). Fashion-MNIST: a novel image dataset for
