@@ -1,0 +1,257 @@
+"""Plots along the diffusion path: variance per step, and a score per number of steps."""
+
+import numpy as np
+
+from sklearn_diffuq.metrics._axes import axes_or_new, text_color
+
+
+def _integer_ticks(ax):
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+class UncertaintyPathDisplay:
+    """Variance of the state along the diffusion path: median over rows, and a quantile band.
+
+    Parameters
+    ----------
+    path_variance : array-like of shape (n_samples, n_steps)
+        Variance of every row at every step.
+    name : str, default=None
+        Name of the rows in the legend.
+
+    Attributes
+    ----------
+    line_ : matplotlib Line2D
+        The median.
+    band_ : matplotlib PolyCollection
+        The band.
+    ax_ : matplotlib Axes
+        Their axes.
+    figure_ : matplotlib Figure
+        The figure.
+
+    See Also
+    --------
+    DiffusionStepDisplay : A score against the number of steps.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from sklearn_diffuq.metrics import UncertaintyPathDisplay
+    >>> steps = np.random.default_rng(0).gamma(5, size=(200, 6)) * np.arange(1, 7)
+    >>> display = UncertaintyPathDisplay.from_predictions(steps, name="clean")
+    >>> _ = UncertaintyPathDisplay.from_predictions(3 * steps, name="noisy", ax=display.ax_)
+    """
+
+    def __init__(self, path_variance, *, name=None):
+        self.path_variance = path_variance
+        self.name = name
+
+    @classmethod
+    def from_estimator(cls, estimator, X, **kwargs):
+        """Plot the variance that a fitted `DiffusionCalibratedClassifier` reports.
+
+        Parameters
+        ----------
+        estimator : object
+            Fitted estimator whose `predict_uncertainty` returns `path_variance`.
+        X : array-like
+            Inputs that the estimator accepts.
+        **kwargs : dict
+            Passed to `from_predictions`.
+
+        Returns
+        -------
+        UncertaintyPathDisplay
+            The display, plotted.
+        """
+        return cls.from_predictions(estimator.predict_uncertainty(X).path_variance, **kwargs)
+
+    @classmethod
+    def from_predictions(cls, path_variance, *, name=None, ax=None, **kwargs):
+        """Plot given variances.
+
+        Parameters
+        ----------
+        path_variance : array-like of shape (n_samples, n_steps)
+            Variance of every row at every step.
+        name : str, default=None
+            Name of the rows in the legend.
+        ax : matplotlib Axes, default=None
+            Axes to plot on; None: a new figure.
+        **kwargs : dict
+            Passed to `plot`.
+
+        Returns
+        -------
+        UncertaintyPathDisplay
+            The display, plotted.
+        """
+        return cls(path_variance, name=name).plot(ax=ax, **kwargs)
+
+    def plot(self, ax=None, *, name=None, quantiles=(0.1, 0.9), **kwargs):
+        """Draw median and band.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to plot on; None: a new figure.
+        name : str, default=None
+            Name in the legend; None: that of the constructor.
+        quantiles : tuple of two floats, default=(0.1, 0.9)
+            Ends of the band, over rows.
+        **kwargs : dict
+            Passed to `matplotlib.axes.Axes.plot`.
+
+        Returns
+        -------
+        UncertaintyPathDisplay
+            The display itself.
+        """
+        variance = np.asarray(self.path_variance, dtype=np.float64)
+        if variance.ndim != 2 or not variance.size:
+            raise ValueError(
+                f"path_variance must have shape (n_samples, n_steps), got {variance.shape}."
+            )
+        ax = axes_or_new(ax)
+        name = self.name if name is None else name
+        steps = np.arange(1, variance.shape[1] + 1)
+        low, middle, high = np.quantile(variance, [quantiles[0], 0.5, quantiles[1]], axis=0)
+        style = {"marker": "o", "markersize": 4, "label": name, **kwargs}
+        (self.line_,) = ax.plot(steps, middle, **style)
+        self.band_ = ax.fill_between(
+            steps, low, high, color=self.line_.get_color(), alpha=0.2, linewidth=0
+        )
+        ax.set(xlabel="Diffusion step", ylabel="State variance")
+        _integer_ticks(ax)
+        if name is not None:
+            ax.legend(loc="best", fontsize="small")
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
+
+
+class DiffusionStepDisplay:
+    """A score against the number of diffusion steps.
+
+    Parameters
+    ----------
+    n_steps : array-like of shape (n_values,)
+        Numbers of steps.
+    scores : array-like of shape (n_values,) or (n_values, n_repeats)
+        The score at each number of steps. With repeats (seeds, folds) the mean is drawn, and a
+        band of one standard deviation.
+    score_name : str, default="Score"
+        Label of the vertical axis.
+    reference : float, default=None
+        Score of the wrapped model, drawn as a dashed line.
+    name : str, default=None
+        Name of the method in the legend.
+
+    Attributes
+    ----------
+    line_ : matplotlib Line2D
+        The mean score.
+    band_ : matplotlib PolyCollection or None
+        The band; None without repeats.
+    ax_ : matplotlib Axes
+        Their axes.
+    figure_ : matplotlib Figure
+        The figure.
+
+    See Also
+    --------
+    UncertaintyPathDisplay : Variance along one path.
+
+    Examples
+    --------
+    >>> from sklearn_diffuq.metrics import DiffusionStepDisplay
+    >>> display = DiffusionStepDisplay.from_predictions(
+    ...     [2, 4, 8], [[0.41, 0.43], [0.37, 0.39], [0.36, 0.37]],
+    ...     score_name="Log loss", reference=0.4)
+    """
+
+    def __init__(self, n_steps, scores, *, score_name="Score", reference=None, name=None):
+        self.n_steps = n_steps
+        self.scores = scores
+        self.score_name = score_name
+        self.reference = reference
+        self.name = name
+
+    @classmethod
+    def from_predictions(
+        cls, n_steps, scores, *, score_name="Score", reference=None, name=None, ax=None, **kwargs
+    ):
+        """Plot given scores.
+
+        Parameters
+        ----------
+        n_steps : array-like of shape (n_values,)
+            Numbers of steps, in any order.
+        scores : array-like of shape (n_values,) or (n_values, n_repeats)
+            The score at each number of steps.
+        score_name : str, default="Score"
+            Label of the vertical axis.
+        reference : float, default=None
+            Score of the wrapped model, drawn as a dashed line.
+        name : str, default=None
+            Name of the method in the legend.
+        ax : matplotlib Axes, default=None
+            Axes to plot on; None: a new figure.
+        **kwargs : dict
+            Passed to `matplotlib.axes.Axes.plot`.
+
+        Returns
+        -------
+        DiffusionStepDisplay
+            The display, plotted.
+        """
+        display = cls(n_steps, scores, score_name=score_name, reference=reference, name=name)
+        return display.plot(ax=ax, **kwargs)
+
+    def plot(self, ax=None, *, name=None, **kwargs):
+        """Draw the curve.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, default=None
+            Axes to plot on; None: a new figure.
+        name : str, default=None
+            Name in the legend; None: that of the constructor.
+        **kwargs : dict
+            Passed to `matplotlib.axes.Axes.plot`.
+
+        Returns
+        -------
+        DiffusionStepDisplay
+            The display itself.
+        """
+        n_steps = np.asarray(self.n_steps)
+        scores = np.asarray(self.scores, dtype=np.float64)
+        if n_steps.ndim != 1 or scores.ndim not in (1, 2) or len(scores) != len(n_steps):
+            raise ValueError(
+                "scores must have shape (n_values,) or (n_values, n_repeats) with one row per"
+                f" number of steps, got {scores.shape} for n_steps of shape {n_steps.shape}."
+            )
+        ax = axes_or_new(ax)
+        name = self.name if name is None else name
+        order = np.argsort(n_steps)
+        n_steps, scores = n_steps[order], scores[order].reshape(len(n_steps), -1)
+        mean = scores.mean(axis=1)
+        style = {"marker": "o", "markersize": 4, "label": name, **kwargs}
+        (self.line_,) = ax.plot(n_steps, mean, **style)
+        self.band_ = None
+        if scores.shape[1] > 1:
+            spread = scores.std(axis=1, ddof=1)
+            band = {"color": self.line_.get_color(), "alpha": 0.2, "linewidth": 0}
+            self.band_ = ax.fill_between(n_steps, mean - spread, mean + spread, **band)
+        if self.reference is not None:
+            style = {"linestyle": "--", "linewidth": 1, "color": text_color(ax), "alpha": 0.6}
+            ax.axhline(self.reference, label="Wrapped model", **style)
+        ax.set(xlabel="Number of diffusion steps", ylabel=self.score_name)
+        _integer_ticks(ax)
+        if ax.get_legend_handles_labels()[1]:
+            ax.legend(loc="best", fontsize="small")
+        self.ax_, self.figure_ = ax, ax.figure
+        return self
