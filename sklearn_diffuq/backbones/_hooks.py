@@ -150,13 +150,13 @@ class Backbone:
             modes = [(module, module.training) for root in roots for module in root.modules()]
             flags = [(p, p.requires_grad) for root in roots for p in root.parameters()]
             try:
-                for root in roots:
-                    root.eval()
+                # Set one by one, and without eval() and train(): those may be overridden.
+                for module, _ in modes:
+                    module.training = False
                 for parameter, _ in flags:
                     parameter.requires_grad_(False)
                 yield self
             finally:
-                # Set one by one: train() and eval() would overrule mixed modes.
                 for module, training in modes:
                     module.training = training
                 for parameter, requires_grad in flags:

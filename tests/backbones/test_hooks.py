@@ -303,6 +303,20 @@ def test_frozen_restores_mixed_flags(toy, ids):
     assert_unchanged(readout, before[1])
 
 
+def test_frozen_calls_no_overridden_mode(toy, ids):
+    class Merging(toy):  # as layers do that fold an adapter into their weights for inference
+        def train(self, mode=True):
+            with torch.no_grad():
+                self.head.weight += 1
+            return super().train(mode)
+
+    model = Merging()
+    before = condition(model)
+    with Backbone(model).probe(ids).frozen():
+        assert not any(module.training for module in model.modules())
+    assert_unchanged(model, before)
+
+
 def test_outside_of_frozen_the_model_runs_in_its_own_mode(toy, ids):
     model = toy().train()
     backbone = Backbone(model).probe(ids)
@@ -431,6 +445,15 @@ def test_readout_parameters_leave_out_those_of_the_embedding(toy, ids):
         def forward(self, ids):
             h = self.run(self.embedding(ids), None).mean(1)
             return self.head(h) + h @ self.embedding.weight[:4].T
+
+    assert set(Backbone(Tied()).probe(ids).readout_parameter_names(ids)) == EXPECTED_READOUT["Toy"]
+
+
+def test_readout_parameters_leave_out_those_of_the_blocks(toy, ids):
+    class Tied(toy):
+        def forward(self, ids):
+            h = self.run(self.embedding(ids), None).mean(1)
+            return self.head(h @ self.layers[0].mix.weight)
 
     assert set(Backbone(Tied()).probe(ids).readout_parameter_names(ids)) == EXPECTED_READOUT["Toy"]
 

@@ -156,6 +156,14 @@ def test_work_after_the_last_block_belongs_to_the_readout(toy, ids):
     assert_exact(Backbone(Tail()).probe(ids), ids)
 
 
+def test_skip_from_the_embedding_to_the_head_belongs_to_the_readout(toy, ids):
+    class Skip(toy):
+        def run(self, h, mask):
+            return h + super().run(h, mask)
+
+    assert_exact(Backbone(Skip()).probe(ids), ids)
+
+
 def test_head_that_uses_earlier_states(toy, ids):
     class Collecting(toy):
         def run(self, h, mask):
@@ -199,6 +207,22 @@ def test_memory_between_calls(tiny_config, text_batch):
     model = Wrapped()
     model.model.config.use_cache = False
     assert_exact(Backbone(model).probe(text_batch), text_batch)
+
+
+def test_memory_in_the_arguments(toy, toy_block, ids):
+    class Appending(toy_block):
+        def forward(self, h, seen):
+            seen.append(1)
+            return super().forward(h) * len(seen)
+
+    class WithList(toy):
+        def run(self, h, mask):
+            seen = []
+            for layer in self.layers:
+                h = layer(h, seen)
+            return h
+
+    assert "called again, block 0 gives another output" in refusal(WithList(block=Appending), ids)
 
 
 def test_random_blocks(toy, toy_block, ids):
@@ -274,14 +298,15 @@ def test_errors_of_the_model_itself_pass_through(toy):
         Backbone(toy()).probe({"ids": torch.tensor([[99]])})
 
 
-def test_failed_probe_leaves_no_cut(toy, toy_block, ids):
-    class InPlace(toy_block):
-        def forward(self, h, mask):
-            return h.mul_(1.1)
+def test_failed_probe_leaves_no_cut(toy, ids):
+    class Collecting(toy):
+        def run(self, h, mask):
+            states = [h := layer(h, mask) for layer in self.layers]
+            return states[0] + states[-1]
 
-    backbone = Backbone(toy(block=InPlace))
+    backbone = Backbone(Collecting())
     for _ in range(2):
-        with pytest.raises(BackboneError, match="in place"):
+        with pytest.raises(BackboneError, match="earlier blocks"):
             backbone.probe(ids)
         with pytest.raises(BackboneError, match="call probe"):
             backbone.embed(ids)
