@@ -1,0 +1,160 @@
+"""Stage 2: the probability path, a chain of Gaussian transitions through the depth of a model.
+
+Time runs over the blocks of the wrapped model, ``0 = l_0 < l_1 < .. < l_S = L``. One step is
+``h_{s+1} ~ N(F_s(h_s), Sigma_s(h_s))``; `GaussianTransition` is that law for one batch,
+`GaussianPath` makes it from a mean function and a covariance.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def time_grid(n_blocks, n_steps):
+    """Return the block indices ``0 = l_0 < .. < l_S = n_blocks`` of an even time grid.
+
+    Parameters
+    ----------
+    n_blocks : int
+        Number of blocks L of the wrapped model.
+    n_steps : int
+        Number of diffusion steps S, between 1 and `n_blocks`.
+
+    Returns
+    -------
+    grid : tuple of int, length ``n_steps + 1``
+
+    Examples
+    --------
+    >>> from sklearn_diffuq._path import time_grid
+    >>> time_grid(8, 4)
+    (0, 2, 4, 6, 8)
+    """
+    if not 1 <= n_steps <= n_blocks:
+        raise ValueError(
+            f"n_steps={n_steps} is not possible: the wrapped model has {n_blocks} blocks, so "
+            f"n_steps must be between 1 and {n_blocks}, or None for one step per block."
+        )
+    return tuple(int(i) for i in np.round(np.linspace(0, n_blocks, n_steps + 1)))
+
+
+@dataclass(frozen=True)
+class GaussianTransition:
+    """The Gaussian law of the next state of every token of a batch.
+
+    ``mean + sqrt(shared_variance) U z + sqrt(token_variance) * eps`` with one ``z`` per example,
+    shared by its tokens, and an independent ``eps`` per token and channel. Padding tokens carry
+    no noise.
+
+    Attributes
+    ----------
+    mean : Tensor of shape (n, t, d)
+    factor : Tensor of shape (d, r)
+        ``U``, the token-shared noise directions.
+    shared_variance : Tensor of shape (n,)
+    token_variance : Tensor broadcastable to (n, t, d)
+    mask : Tensor of shape (n, t) or None
+        True for real tokens; None when all are.
+    """
+
+    mean: Tensor
+    factor: Tensor
+    shared_variance: Tensor
+    token_variance: Tensor
+    mask: Tensor | None = None
+
+    def sample(self, z, eps):
+        """Draw the next state (n, t, d) from standard normals.
+
+        Parameters
+        ----------
+        z : Tensor of shape (n, r)
+        eps : Tensor of shape (n, t, d)
+        """
+        shared = self.shared_variance.sqrt()[:, None] * (z @ self.factor.T)
+        noise = shared[:, None, :] + self.token_variance.sqrt() * eps
+        if self.mask is not None:
+            noise = noise * self.mask[..., None]
+        return self.mean + noise
+
+    def marginal_variance(self):
+        """Return the variance of every token and channel, shape (n, t, d)."""
+        shared = self.shared_variance[:, None, None] * self.factor.square().sum(1)
+        variance = (shared + self.token_variance).expand_as(self.mean)
+        return variance if self.mask is None else variance * self.mask[..., None]
+
+
+def gaussian_kl(mean_q, variance_q, mean_p, variance_p):
+    """Return ``KL(N(mean_q, variance_q) || N(mean_p, variance_p))`` per element, in nats."""
+    ratio = variance_q / variance_p
+    return 0.5 * (ratio - 1 - ratio.log() + (mean_q - mean_p).square() / variance_p)
+
+
+class Mean(Protocol):
+    """A transition mean: the frozen blocks, or the unified network."""
+
+    n_steps: int
+
+    def __call__(self, h: Tensor, step: int, context) -> Tensor: ...
+
+
+class BlockwiseMean:
+    """The frozen mean ``F_s``: blocks ``l_s .. l_{s+1} - 1`` of the wrapped model.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    grid : tuple of int, length ``n_steps + 1``
+    """
+
+    def __init__(self, backbone, grid):
+        self.backbone = backbone
+        self.grid = grid
+        self.n_steps = len(grid) - 1
+
+    def __call__(self, h, step, context):
+        for block in range(self.grid[step], self.grid[step + 1]):
+            h = self.backbone.block(block, h, context)
+        return h
+
+
+class GaussianPath:
+    """A chain of Gaussian transitions: any `Mean` with a covariance around it.
+
+    Parameters
+    ----------
+    mean : Mean
+    covariance : StateCovariance or None
+        None is the deterministic path: every covariance is zero.
+    """
+
+    def __init__(self, mean, covariance=None):
+        self.mean = mean
+        self.covariance = covariance
+        self.n_steps = mean.n_steps
+
+    def to(self, device):
+        """Move what belongs to the path, not the wrapped model, to `device`; return the path."""
+        for part in (self.mean, self.covariance):
+            if isinstance(part, torch.nn.Module):
+                part.to(device)
+        return self
+
+    def with_scales(self, scales):
+        """Return the same path with other `NoiseScales`."""
+        return GaussianPath(self.mean, self.covariance.replace(scales=scales))
+
+    def __call__(self, h, step, context):
+        """Return the `GaussianTransition` from state `h` (n, t, d) at time `step`."""
+        mean = self.mean(h, step, context)
+        if self.covariance is None:
+            zero = torch.zeros(len(h), device=h.device)
+            return GaussianTransition(
+                mean, h.new_zeros(h.shape[-1], 1), zero, zero[:, None, None], context.mask
+            )
+        shared, token = self.covariance(mean, step, context.mask)
+        factor = self.covariance.factors[step]
+        return GaussianTransition(mean, factor, shared, token, context.mask)

@@ -1,0 +1,91 @@
+"""The covariance of the path against dense float64 answers."""
+
+import pytest
+import torch
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import Matern
+
+from sklearn_diffuq._covariance import (
+    GaussianProcessVariance,
+    NoiseScales,
+    StateCovariance,
+    describe,
+    fit_covariance,
+)
+from sklearn_diffuq._statistics import PathStatistics
+
+
+def _states(n=60, p=4, seed=0):
+    return torch.randn(n, p, generator=torch.Generator().manual_seed(seed))
+
+
+def test_posterior_variance_equals_scikit_learn():
+    z, x = _states(), _states(20, seed=1) * 3
+    process = GaussianProcessVariance(z, noise=0.1)
+    kernel = Matern(length_scale=float(process.length), nu=0.5)
+    reference = GaussianProcessRegressor(kernel, alpha=0.1, optimizer=None).fit(
+        z.numpy(), torch.zeros(len(z)).numpy()
+    )
+    _, std = reference.predict(x.numpy(), return_std=True)
+    torch.testing.assert_close(process(x).double(), torch.as_tensor(std**2), atol=1e-4, rtol=1e-4)
+
+
+def test_posterior_variance_grows_away_from_the_data():
+    process = GaussianProcessVariance(_states())
+    direction = torch.nn.functional.normalize(torch.ones(1, 4))
+    rho = process(torch.linspace(2, 12, 6)[:, None] * direction)
+    assert torch.all(rho.diff() > 0)
+    assert rho[-1] > 0.99
+    assert process(_states()[:5]).max() < rho[5]
+
+
+def test_description_ignores_padding():
+    h = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True] * 4 + [False] * 2] * 3)
+    torch.testing.assert_close(describe(h, mask), describe(h[:, :4]), atol=1e-6, rtol=1e-5)
+
+
+def _statistics(n=80, steps=2, d=3):
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(steps, d, d, generator=generator)
+    states = torch.randn(steps, n, 3 * d, generator=generator)
+    return PathStatistics(torch.rand(steps, d, generator=generator), a @ a.mT, states, None)
+
+
+def test_full_noise_rank_reproduces_the_pooled_covariance():
+    statistics = _statistics()
+    covariance = fit_covariance(statistics, 3, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        covariance.factors @ covariance.factors.mT,
+        statistics.pooled_second_moment,
+        atol=1e-5,
+        rtol=1e-4,
+    )
+
+
+def test_low_noise_rank_is_the_best_approximation():
+    statistics = _statistics()
+    u = fit_covariance(statistics, 1, torch.Generator().manual_seed(0)).factors[0]
+    error = torch.linalg.matrix_norm(statistics.pooled_second_moment[0] - u @ u.T, ord=2)
+    second = torch.linalg.svdvals(statistics.pooled_second_moment[0])[1]
+    torch.testing.assert_close(error, second, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scales", [NoiseScales(0.5, 0.2, 0.0), NoiseScales(0.5, 0.2, 0.7)])
+def test_scales_multiply_the_variances(scales):
+    covariance = fit_covariance(_statistics(), 2, torch.Generator().manual_seed(0))
+    noisy = covariance.replace(scales=scales)
+    h = torch.randn(7, 4, 3, generator=torch.Generator().manual_seed(1))
+    shared, token = noisy(h, 1)
+    v = torch.exp(scales.distance * noisy.distance(h, 1))
+    torch.testing.assert_close(shared, 0.25 * v)
+    torch.testing.assert_close(token, 0.04 * v[:, None, None] * covariance.token_variances[1])
+    assert isinstance(noisy, StateCovariance)
+    assert covariance.scales == NoiseScales()
+
+
+def test_replace_leaves_the_original_alone():
+    covariance = fit_covariance(_statistics(), 2, torch.Generator().manual_seed(0))
+    before = covariance.token_variances.clone()
+    covariance.replace(token_variances=torch.zeros_like(before))
+    assert torch.equal(covariance.token_variances, before)
