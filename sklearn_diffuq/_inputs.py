@@ -4,10 +4,12 @@ Nothing of size samples x tokens or samples x pixels is ever built: token ids st
 transforms run per batch.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
-__all__ = ["EncodedInputs", "inference_batches", "training_batches"]
+__all__ = ["EncodedInputs", "LabelledInputs", "inference_batches", "training_batches"]
 
 
 class Dense:
@@ -227,3 +229,28 @@ def training_batches(inputs, batch_size, rng):
         order = np.concatenate([pool[np.argsort(inputs.lengths[pool])] for pool in pools])
     batches = np.array_split(order, -(-len(order) // batch_size))
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+@dataclass(frozen=True)
+class LabelledInputs:
+    """Rows with what a loss needs of them.
+
+    Attributes
+    ----------
+    inputs : EncodedInputs of length n
+    y : torch.Tensor of shape (n,)
+        Class indices.
+    weight : torch.Tensor of shape (n,)
+        Sample weights.
+    """
+
+    inputs: EncodedInputs
+    y: torch.Tensor
+    weight: torch.Tensor
+
+    def __len__(self):
+        return len(self.y)
+
+    def take(self, rows):
+        """Return the rows `rows` as a new object."""
+        return LabelledInputs(self.inputs.take(rows), self.y[rows], self.weight[rows])

@@ -1,0 +1,115 @@
+"""Propagation with three-line transitions whose answer is known."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_backbones import ALL
+
+from sklearn_diffuq._covariance import NoiseScales, fit_covariance
+from sklearn_diffuq._path import BlockwiseMean, GaussianPath, GaussianTransition, time_grid
+from sklearn_diffuq._propagation import PathNoise, mean_path, propagate, sample_paths
+from sklearn_diffuq._statistics import collect_statistics
+
+
+class LinearPath:
+    """h -> A h + N(0, a^2 u u^T shared + b^2 I per token): Gaussian at every step."""
+
+    n_steps = 3
+
+    def __init__(self, a=0.5, b=0.2):
+        self.a, self.b = a, b
+        self.matrix = torch.tensor([[0.9, 0.2], [-0.1, 0.8]])
+        self.factor = torch.tensor([[1.0], [2.0]])
+
+    def __call__(self, h, step, context):
+        n = len(h)
+        token = torch.full((n, 1, 2), self.b**2)
+        return GaussianTransition(
+            h @ self.matrix.T, self.factor, torch.full((n,), self.a**2), token
+        )
+
+    def covariance(self, token_shared):
+        total, power = torch.zeros(2, 2), torch.eye(2)
+        for _ in range(self.n_steps):
+            one = self.a**2 * self.factor @ self.factor.T
+            one = one if token_shared else one + self.b**2 * torch.eye(2)
+            total, power = total + power @ one @ power.T, self.matrix @ power
+        return total
+
+
+def test_paths_have_the_closed_form_moments():
+    path, k = LinearPath(), 8192
+    noise = PathNoise(k, 3, 1, 2, seed=0)
+    h = torch.tensor([[[1.0, -1.0], [0.5, 2.0]]])
+    final, variance = sample_paths(path, h, None, None, noise)
+    expected_mean = h[0] @ torch.linalg.matrix_power(path.matrix, 3).T
+    torch.testing.assert_close(final.mean(0), expected_mean, atol=1e-4, rtol=0)
+    x = final - expected_mean
+    torch.testing.assert_close(
+        x[:, 0].T @ x[:, 0] / k, path.covariance(False), atol=0.02, rtol=0.03
+    )
+    # between tokens only the shared part is common
+    torch.testing.assert_close(x[:, 0].T @ x[:, 1] / k, path.covariance(True), atol=0.02, rtol=0.03)
+    expected = path.a**2 * path.factor.square().mean() + path.b**2
+    torch.testing.assert_close(variance, expected.expand(1, 3))
+
+
+def test_mean_path_is_the_noise_free_path():
+    path = LinearPath()
+    h = torch.randn(4, 2, 2)
+    final, _ = mean_path(path, h, None)
+    torch.testing.assert_close(final, h @ torch.linalg.matrix_power(path.matrix, 3).T)
+
+
+@pytest.mark.parametrize("n_paths", [1, 2, 5, 16])
+def test_noise_is_antithetic_and_does_not_depend_on_length(n_paths):
+    noise = PathNoise(n_paths, 2, 3, 4, seed=1)
+    assert noise.shared.shape == (n_paths, 2, 3)
+    half = (n_paths + 1) // 2
+    assert torch.equal(noise.shared[half:], -noise.shared[: n_paths - half])
+    long, short = noise.tokens(1, 70), PathNoise(n_paths, 2, 3, 4, seed=1).tokens(1, 9)
+    assert torch.equal(long[:, :9], short)
+    assert torch.equal(long[half:], -long[: n_paths - half])
+    assert not torch.equal(noise.tokens(0, 9), short)
+
+
+def test_token_noise_is_standard_normal():
+    x = PathNoise(64, 1, 1, 32, seed=0).tokens(0, 96)[:32].double()
+    assert abs(float(x.mean())) < 0.01
+    assert float(x.std()) == pytest.approx(1, abs=0.01)
+    assert float((x[:, :32] * x[:, 32:64]).mean()) == pytest.approx(0, abs=0.02)
+
+
+def _path(name, scales):
+    backbone, batch = ALL[name]()
+    grid = time_grid(backbone.n_blocks, backbone.n_blocks)
+    statistics = collect_statistics(backbone, [batch], grid, with_moments=False)
+    covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+    return backbone, batch, GaussianPath(BlockwiseMean(backbone, grid), covariance.replace(scales))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_without_noise_the_path_is_the_wrapped_model(name):
+    backbone, batch, path = _path(name, NoiseScales())
+    with backbone.frozen(), torch.no_grad():
+        expected = backbone.logits(batch)
+        mean, _ = propagate(path, backbone, batch)
+        noise = PathNoise.of(path, 4, seed=0)
+        sampled, variance = propagate(path, backbone, batch, noise)
+    assert torch.equal(mean[0], expected)
+    assert all(torch.equal(logits, expected) for logits in sampled)
+    assert torch.all(variance == 0)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_row_does_not_depend_on_the_others(name):
+    backbone, batch, path = _path(name, NoiseScales(0.3, 0.1, 0.5))
+    noise = PathNoise.of(path, 4, seed=0)
+    order = torch.tensor(np.random.default_rng(0).permutation(6))
+    with backbone.frozen(), torch.no_grad():
+        logits, variance = propagate(path, backbone, batch, noise)
+        shuffled = {k: v[order] for k, v in batch.items()}
+        other, other_variance = propagate(path, backbone, shuffled, noise)
+    torch.testing.assert_close(other, logits[:, order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(other_variance, variance[order], atol=1e-6, rtol=1e-4)
+    assert logits.std(0).min() > 1e-4
