@@ -1,0 +1,270 @@
+"""Stages 2 to 5 in order: estimate the path, choose and train its transition, calibrate it."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import nn
+
+from sklearn_diffuq._calibration import calibrate, fit_temperature
+from sklearn_diffuq._covariance import fit_covariance
+from sklearn_diffuq._inputs import training_batches
+from sklearn_diffuq._objective import PathObjective, rolled_out_r2
+from sklearn_diffuq._path import BlockwiseMean, GaussianPath, time_grid
+from sklearn_diffuq._propagation import PathNoise, chunks, logits_of
+from sklearn_diffuq._statistics import collect_statistics
+from sklearn_diffuq._training import train_module
+from sklearn_diffuq._transition import unified_transition
+from sklearn_diffuq.exceptions import CalibrationWarning
+
+ACCURACY_MARGIN = 0.005  # accuracy that a smaller transition may cost
+KL_MARGIN = 0.02  # nats that its probabilities may differ from the wrapped model's
+MAX_RANK_ROWS = 1000  # held-out rows on which a rank is judged
+MAX_STATISTICS_ROWS = 2048  # training rows of the one pass that estimates the path
+WEIGHT_AVERAGE = 0.99
+VARIANCE_START = 0.1  # of the learned variance, in units of the increments
+
+
+@dataclass(frozen=True)
+class FittedPath:
+    """Result of `fit_path`: the calibrated path, and how it came about."""
+
+    path: GaussianPath
+    temperatures: dict
+    rank: int | None
+    history: list
+
+
+def fit_path(
+    backbone,
+    training,
+    held_out,
+    *,
+    transition,
+    n_steps,
+    rank,
+    n_shared_blocks,
+    covariance,
+    noise_rank,
+    n_samples,
+    seed,
+    **options,
+):
+    """Fit covariance, transition and calibration of the path of a frozen backbone.
+
+    Parameters
+    ----------
+    backbone : Backbone
+        Held by its `frozen` context.
+    training, held_out : LabelledInputs
+    n_samples : int or None
+        Number of paths to calibrate "sampling" for; None leaves that out.
+    seed : int
+    **options : dict
+        Further arguments of `fit_transition`. All other parameters are those of
+        `DiffusionCalibratedClassifier`.
+
+    Returns
+    -------
+    fitted : FittedPath
+    """
+    device = backbone_device(backbone)
+    grid = time_grid(backbone.n_blocks, n_steps or backbone.n_blocks)
+    rows = np.random.default_rng(seed).permutation(len(training))[:MAX_STATISTICS_ROWS]
+    batches = (batch for _, batch in chunks(training.inputs.take(np.sort(rows)), device))
+    unified = transition == "unified"
+    statistics = collect_statistics(backbone, batches, grid, with_moments=unified)
+    generator = torch.Generator().manual_seed(seed)
+    noise_model = fit_covariance(statistics, noise_rank, generator).to(device)
+    mean, history = BlockwiseMean(backbone, grid), []
+    if unified:
+        if rank == "auto":
+            rank = choose_rank(backbone, statistics.moments, held_out, n_shared_blocks, device)
+        mean = unified_transition(
+            backbone, grid, rank, statistics.moments, min(n_shared_blocks, len(grid) - 1)
+        ).to(device)
+        history = train_transition(
+            backbone, mean, noise_model, training, held_out, device=device, seed=seed, **options
+        )
+        noise_model = noise_model.replace(token_variances=mean.variances())
+    path = GaussianPath(mean, noise_model)
+    calibration = calibrate(
+        path,
+        backbone,
+        held_out,
+        noise=None if n_samples is None else PathNoise.of(path, n_samples, seed),
+        distance=covariance == "gp",
+        seed=seed,
+        device=device,
+    )
+    if not calibration.converged:
+        warnings.warn(
+            "The fit of the noise scales did not converge; the best scales found are used. Give "
+            "more held-out rows, or use inference='mean'.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+    return FittedPath(
+        path.with_scales(calibration.scales),
+        calibration.temperatures,
+        rank if unified else None,
+        history,
+    )
+
+
+def choose_rank(backbone, moments, held_out, n_shared_blocks, device):
+    """Return the smallest rank whose untrained path, one step per block, stays within the margins.
+
+    Ranks are powers of two, tried by bisection; the full rank (None) is the wrapped model itself
+    and is taken where no smaller transition is both faithful and smaller.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    moments : InputMoments
+    held_out : LabelledInputs
+    n_shared_blocks : int
+    device : str
+
+    Returns
+    -------
+    rank : int or None
+    """
+    grid = time_grid(backbone.n_blocks, backbone.n_blocks)
+    part = held_out.take(np.arange(min(len(held_out), MAX_RANK_ROWS)))
+    frozen = logits_of(
+        GaussianPath(BlockwiseMean(backbone, grid)), backbone, part.inputs, None, device
+    )
+    n_blocks_parameters = sum(p.numel() for b in backbone.blocks for p in b.parameters())
+    ranks = [2**i for i in range(2, max(3, backbone.width.bit_length()))]
+
+    def faithful(rank):
+        transition = unified_transition(backbone, grid, rank, moments, n_shared_blocks).to(device)
+        if transition.n_parameters >= n_blocks_parameters:
+            return None
+        logits = logits_of(GaussianPath(transition), backbone, part.inputs, None, device)
+        accuracy = [(z[0].argmax(1) == part.y).float().mean() for z in (logits, frozen)]
+        log_p, log_q = (torch.log_softmax(z[0].double(), 1) for z in (logits, frozen))
+        kl = nn.functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+        return bool(accuracy[0] >= accuracy[1] - ACCURACY_MARGIN and kl <= KL_MARGIN)
+
+    low, high = 0, len(ranks)  # the answer is in ranks[low:high], or full rank
+    while low < high:
+        middle = (low + high) // 2
+        verdict = faithful(ranks[middle])
+        if verdict is False:
+            low = middle + 1
+        else:
+            high = middle
+            if verdict is None:
+                ranks = ranks[:middle]
+    return ranks[low] if low < len(ranks) else None
+
+
+def train_transition(
+    backbone,
+    transition,
+    covariance,
+    training,
+    held_out,
+    *,
+    weights,
+    max_epochs,
+    batch_size,
+    lr,
+    callbacks,
+    device,
+    precision,
+    compile,
+    seed,
+    verbose,
+):
+    """Train a unified transition in place.
+
+    A transition of full rank with one step per block is the wrapped model: it is not trained.
+    The epoch is chosen by the held-out negative log-likelihood of the mean path after temperature
+    scaling; the start is a candidate.
+
+    Parameters
+    ----------
+    weights : dict
+        `path_weight`, `distillation_weight` and `label_weight` of `PathObjective`.
+
+    Returns
+    -------
+    history : list of dict
+        One entry per epoch.
+    """
+    grid = transition.grid
+    start = VARIANCE_START * covariance.token_variances.clamp_min(1e-12)
+    transition.log_variance.data.copy_(start.log())
+    if transition.rank is None and transition.n_steps == backbone.n_blocks:
+        transition.requires_grad_(False)
+        return []
+    if precision == "auto":
+        precision = "bfloat16" if device.startswith("cuda") else "float32"
+    teacher = BlockwiseMean(backbone, grid)
+    frozen_logits = logits_of(GaussianPath(teacher), backbone, held_out.inputs, None, device)
+    temperature, _ = fit_temperature(frozen_logits, held_out.y, held_out.weight)
+    objective = PathObjective(
+        backbone,
+        transition,
+        covariance,
+        training,
+        temperature,
+        max_epochs=max_epochs,
+        precision=precision,
+        **weights,
+    )
+    some = np.arange(min(len(held_out), 256))
+    scores = []
+
+    def validate(epoch):
+        logits = logits_of(GaussianPath(transition), backbone, held_out.inputs, None, device)
+        _, nll = fit_temperature(logits, held_out.y, held_out.weight)
+        h, context = backbone.embed(held_out.inputs.batch(some, device=device))
+        scores.append(rolled_out_r2(transition, teacher, h, context))
+        return nll
+
+    history = train_module(
+        transition,
+        objective,
+        lambda epoch, rng: training_batches(training.inputs, batch_size, rng),
+        max_epochs=max_epochs,
+        lr=lr,
+        validate=validate,
+        average=WEIGHT_AVERAGE,
+        callbacks=callbacks,
+        device=device,
+        seed=seed,
+        verbose=verbose,
+        compile=compile,
+    )
+    for entry, r2 in zip(history, scores[1:], strict=False):
+        entry["rolled_out_r2"] = r2
+    logits = logits_of(GaussianPath(transition), backbone, held_out.inputs, None, device)
+    _warn_of_lost_accuracy(logits[0], frozen_logits[0], held_out.y, transition.rank)
+    transition.requires_grad_(False)
+    return history
+
+
+def _warn_of_lost_accuracy(logits, frozen_logits, y, rank):
+    right = (logits.argmax(1) == y).double()
+    lost = (frozen_logits.argmax(1) == y).double() - right
+    error = float(lost.std(correction=0)) / np.sqrt(len(y))
+    if float(lost.mean()) > max(ACCURACY_MARGIN, 2 * error):
+        warnings.warn(
+            f"The unified transition of rank {rank} is right on {100 * right.mean():.1f}% of the "
+            f"held-out rows, {100 * lost.mean():.1f} points less than the wrapped model. Raise "
+            "rank (None is the wrapped model itself), n_steps or max_epochs, or use "
+            "transition='blockwise', which keeps the accuracy.",
+            CalibrationWarning,
+            stacklevel=2,
+        )
+
+
+def backbone_device(backbone):
+    """Return the device of the wrapped model as a str."""
+    return str(next(backbone.module.parameters()).device)

@@ -1,0 +1,115 @@
+"""The objective against sums written out, and what each stage reaches."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_backbones import ALL
+
+from sklearn_diffuq._covariance import NoiseScales, fit_covariance
+from sklearn_diffuq._inputs import EncodedInputs, LabelledInputs
+from sklearn_diffuq._objective import VARIANCE_FLOOR, PathObjective, rolled_out_r2
+from sklearn_diffuq._path import BlockwiseMean, time_grid
+from sklearn_diffuq._statistics import collect_statistics
+from sklearn_diffuq._transition import unified_transition
+
+
+class _Batch(EncodedInputs):
+    """Rows that are a ready batch."""
+
+    def __init__(self, batch):
+        self.tensors = batch
+
+    def batch(self, rows, length=None, device="cpu"):
+        return {name: value[rows] for name, value in self.tensors.items()}
+
+
+def _objective(name="bert", rank=2, n_steps=None, **weights):
+    backbone, batch = ALL[name]()
+    grid = time_grid(backbone.n_blocks, n_steps or backbone.n_blocks)
+    statistics = collect_statistics(backbone, [batch], grid, with_moments=True)
+    covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+    transition = unified_transition(backbone, grid, rank, statistics.moments)
+    with torch.no_grad():
+        transition.log_variance.copy_((0.1 * covariance.token_variances).log())
+    n = len(next(iter(batch.values())))
+    training = LabelledInputs(_Batch(batch), torch.arange(n) % 2, torch.ones(n))
+    weights = {"path_weight": 1.0, "distillation_weight": 1.0, "label_weight": 1.0} | weights
+    return PathObjective(backbone, transition, covariance, training, 1.7, max_epochs=10, **weights)
+
+
+def _call(objective, epoch, rows=(0, 1, 2, 3)):
+    with objective.backbone.frozen():
+        return objective(np.array(rows), epoch, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_exact_transition_has_no_path_loss_but_its_own_variance(name):
+    objective = _objective(name, rank=None)
+    variance = objective.transition.variances() / objective.covariance.token_variances
+    ratio = VARIANCE_FLOOR / (VARIANCE_FLOOR + variance)
+    expected = float((0.5 * (ratio - 1 - ratio.log())).mean())
+    assert float(_call(objective, 3)["path"]) == pytest.approx(expected, rel=1e-3)  # stage B
+    losses = _call(objective, 9)  # stage C without noise
+    assert float(losses["path"]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_rolled_out_losses_are_those_of_the_averaged_probabilities():
+    objective = _objective(rank=None)
+    rows = np.arange(4)
+    losses = _call(objective, 9, rows)
+    backbone = objective.backbone
+    with backbone.frozen(), torch.no_grad():
+        logits = backbone.logits(objective.training.inputs.batch(rows)).double()
+    y = objective.training.y[rows]
+    label = torch.nn.functional.cross_entropy(logits, y)
+    teacher, student = torch.softmax(logits / 1.7, 1), torch.softmax(logits, 1)
+    distillation = (teacher * (teacher.log() - student.log())).sum(1).mean()
+    assert float(losses["label"]) == pytest.approx(float(label), rel=1e-4)
+    assert float(losses["distillation"]) == pytest.approx(float(distillation), rel=1e-3)
+    total = losses["path"] + losses["label"] + losses["distillation"]
+    assert float(losses["loss"].detach()) == pytest.approx(float(total), rel=1e-5)
+
+
+@pytest.mark.parametrize("zeroed", ["path_weight", "distillation_weight", "label_weight"])
+def test_each_weight_switches_its_loss_off(zeroed):
+    losses = _call(_objective(**{zeroed: 0.0}), 9)
+    name = zeroed.removesuffix("_weight")
+    others = sum(float(v) for k, v in losses.items() if k not in ("loss", name))
+    assert float(losses["loss"].detach()) == pytest.approx(others, rel=1e-5)
+
+
+def test_noise_reaches_the_rolled_out_loss():
+    objective = _objective()
+    quiet = float(_call(objective, 9)["label"])
+    objective.covariance = objective.covariance.replace(NoiseScales(1.0, 1.0, 0.0))
+    assert abs(float(_call(objective, 9)["label"]) - quiet) > 1e-4
+
+
+@pytest.mark.parametrize("epoch", [3, 9])
+def test_a_weight_counts_as_repetition(epoch):
+    objective = _objective()
+    objective.training.weight[:] = torch.tensor([3.0, 1, 1, 1, 1, 1])
+    weighted = _call(objective, epoch, rows=(0, 1))
+    objective.training.weight[:] = 1.0
+    repeated = _call(objective, epoch, rows=(0, 0, 0, 1))
+    assert float(weighted["path"]) == pytest.approx(float(repeated["path"]), rel=1e-4)
+
+
+def test_stages_train_the_transition_and_never_the_backbone():
+    for epoch in (0, 3, 9):
+        objective = _objective()
+        with objective.backbone.frozen():
+            losses = objective(np.arange(4), epoch, torch.Generator().manual_seed(0))
+            losses["loss"].backward()
+            assert all(p.grad is None for p in objective.backbone.module.parameters())
+        assert objective.transition.log_variance.grad.abs().sum() > 0
+
+
+def test_rolled_out_r2_is_one_for_the_frozen_path_and_less_for_another():
+    objective = _objective(rank=1)
+    backbone = objective.backbone
+    with backbone.frozen():
+        h, context = backbone.embed(objective.training.inputs.batch(np.arange(6)))
+        teacher = BlockwiseMean(backbone, objective.transition.grid)
+        assert rolled_out_r2(teacher, teacher, h, context) == [1.0] * 3
+        assert max(rolled_out_r2(objective.transition, teacher, h, context)) < 0.999
