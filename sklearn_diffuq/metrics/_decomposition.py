@@ -162,6 +162,10 @@ def uncertainty_decomposition(sampled_probas):
         `total`, `aleatoric` and `epistemic`, each an ndarray of shape (n_samples,), not negative,
         with total = aleatoric + epistemic exactly.
 
+    See Also
+    --------
+    calibration_refinement_decomposition : Parts of a loss, which needs the true labels.
+
     References
     ----------
     .. [1] Depeweg et al., "Decomposition of Uncertainty in Bayesian Deep Learning for Efficient

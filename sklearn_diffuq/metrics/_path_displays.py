@@ -2,7 +2,9 @@
 
 import numpy as np
 
-from sklearn_diffuq.metrics._axes import axes_or_new, text_color
+from sklearn_diffuq.metrics._axes import axes_or_new, has_label, text_color
+
+_REFERENCE = "Wrapped model"
 
 
 def _integer_ticks(ax):
@@ -246,9 +248,9 @@ class DiffusionStepDisplay:
             spread = scores.std(axis=1, ddof=1)
             band = {"color": self.line_.get_color(), "alpha": 0.2, "linewidth": 0}
             self.band_ = ax.fill_between(n_steps, mean - spread, mean + spread, **band)
-        if self.reference is not None:
+        if self.reference is not None and not has_label(ax, _REFERENCE):
             style = {"linestyle": "--", "linewidth": 1, "color": text_color(ax), "alpha": 0.6}
-            ax.axhline(self.reference, label="Wrapped model", **style)
+            ax.axhline(self.reference, label=_REFERENCE, **style)
         ax.set(xlabel="Number of diffusion steps", ylabel=self.score_name)
         _integer_ticks(ax)
         if ax.get_legend_handles_labels()[1]:
