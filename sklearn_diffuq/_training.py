@@ -8,7 +8,7 @@ import skorch
 import torch
 from skorch.callbacks import EpochTimer, GradientNormClipping, PassthroughScoring, PrintLog
 
-__all__ = ["train_module"]
+__all__ = ["own_torch_seed", "train_module"]
 
 _WARMUP = 0.05  # share of all steps over which the learning rate rises
 
@@ -227,7 +227,7 @@ def _cosine(progress, step):
 
 
 @contextlib.contextmanager
-def _own_torch_seed(seed, device):
+def own_torch_seed(seed, device):
     """Seed dropout's global generators of `device`, and give their state back afterwards."""
     device = torch.device(device)
     if device.type == "cuda":
@@ -335,7 +335,7 @@ def train_module(
     if compile:
         module.compile()
     try:
-        with _own_torch_seed(seed, device):
+        with own_torch_seed(seed, device):
             net.initialize().partial_fit()
     finally:
         if compile:

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 class FeatureTokenizer(nn.Module):
     """One token per feature: ``x_j * weight_j + bias_j``, or ``embedding[code_j] + bias_j``.
 
-    A missing number, NaN, becomes a learned token of its own. Code 0 is for categories that were
-    not seen in training: its embedding starts at zero, which leaves the feature's bias.
+    A missing number, NaN, counts as 0 and adds a learned vector. Code 0 is for categories that were
+    not seen in training. Both vectors start at zero: without examples, such a value is the bias.
 
     Shape:
         - x_num: (n, n_numeric) float; x_cat: (n, n_categorical) integer codes, or None.
@@ -30,14 +30,13 @@ class FeatureTokenizer(nn.Module):
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -1 / math.sqrt(width), 1 / math.sqrt(width))
         with torch.no_grad():
+            self.missing.zero_()
             self.category.weight[self.offsets] = 0.0
 
     def forward(self, x_num, x_cat=None):
         is_missing = torch.isnan(x_num)
         number = x_num.masked_fill(is_missing, 0.0).unsqueeze(-1)
-        tokens = torch.where(
-            is_missing.unsqueeze(-1), self.missing, number * self.weight + self.bias
-        )
+        tokens = number * self.weight + self.bias + is_missing.unsqueeze(-1) * self.missing
         if x_cat is None:
             return tokens
         categories = self.category(x_cat + self.offsets) + self.category_bias

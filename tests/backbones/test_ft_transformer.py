@@ -35,8 +35,9 @@ def numpy_forward(model, x_num, x_cat, n_heads=2):
     for numbers, codes in zip(array(x_num), x_cat.numpy()):
         tokens = [array(model.cls)]
         for j, x in enumerate(numbers):
-            number = x * array(tokenizer.weight[j]) + array(tokenizer.bias[j])
-            tokens.append(array(tokenizer.missing[j]) if np.isnan(x) else number)
+            missing = array(tokenizer.missing[j])
+            shift = missing if np.isnan(x) else x * array(tokenizer.weight[j])
+            tokens.append(shift + array(tokenizer.bias[j]))
         start = 0
         for j, code in enumerate(codes):
             embedded = array(tokenizer.category.weight)[start + code]
@@ -126,10 +127,10 @@ def test_tables_without_one_kind_of_feature():
     assert not torch.equal(logits[1], logits[2])
 
 
-def test_unseen_category_starts_at_the_bias():
-    model = FTTransformer(0, [3, 2], 2, width=8)
-    tokens = model.tokenizer(torch.empty(1, 0), torch.tensor([[0, 0]]))
-    assert torch.equal(tokens[0], model.tokenizer.category_bias)
+def test_missing_numbers_and_unseen_categories_start_at_the_bias():
+    tokenizer = FTTransformer(1, [3, 2], 2, width=8).tokenizer
+    tokens = tokenizer(torch.tensor([[torch.nan]]), torch.tensor([[0, 0]]))
+    assert torch.equal(tokens[0], torch.cat([tokenizer.bias, tokenizer.category_bias]))
 
 
 def test_missing_numbers_have_finite_gradients():

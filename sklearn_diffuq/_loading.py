@@ -1,0 +1,105 @@
+"""What a model is: loading it by name, and what it can read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+def load_model(name):
+    """Load a pre-trained model.
+
+    Parameters
+    ----------
+    name : str
+        A Hugging Face directory or hub name, or a timm name, with or without "timm:" before it.
+
+    Returns
+    -------
+    model : torch.nn.Module
+        The model, in float32.
+    preprocessor : tokenizer, image processor or None
+        What a Hugging Face model is saved with.
+    """
+    if name.startswith("timm:") or (not Path(name).exists() and _is_timm_name(name)):
+        import timm
+
+        return timm.create_model(name.removeprefix("timm:"), pretrained=True), None
+    import transformers
+
+    if Path(name).exists() and not (Path(name) / "config.json").is_file():
+        raise ValueError(
+            f"{name!r} has no config.json. Give a directory written by `model.save_pretrained`, "
+            "the name of a timm model, or the model itself."
+        )
+    config = transformers.AutoConfig.from_pretrained(name)
+    model_class = getattr(transformers, (config.architectures or ["AutoModel"])[0])
+    model = model_class.from_pretrained(name, dtype=torch.float32)
+    is_image = model.main_input_name == "pixel_values"
+    return model, load_preprocessor(name, is_image)
+
+
+def _is_timm_name(name):
+    import timm
+
+    return timm.is_model(name)
+
+
+def load_preprocessor(name, is_image):
+    """Load the tokenizer, or for images the image processor, of a Hugging Face directory."""
+    import transformers
+
+    loader = transformers.AutoImageProcessor if is_image else transformers.AutoTokenizer
+    return loader.from_pretrained(name)
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What a model reads, as far as it says so.
+
+    Attributes
+    ----------
+    kind : {"text", "images", "any"}
+        "any" if the model does not say.
+    max_length : int or None
+        Most positions of a text model.
+    pad_id : int or None
+        Its padding token.
+    n_channels : int or None
+        Channels of its images.
+    image_size : tuple of (int, int) or None
+        Height and width of its images, in pixels.
+    """
+
+    kind: str = "any"
+    max_length: int | None = None
+    pad_id: int | None = None
+    n_channels: int | None = None
+    image_size: tuple | None = None
+
+    @classmethod
+    def of(cls, model):
+        """Read the configuration, else the layers, of a model."""
+        config = getattr(model, "config", None)
+        if getattr(model, "main_input_name", None) == "input_ids" and config is not None:
+            return cls("text", _n_positions(model, config), getattr(config, "pad_token_id", None))
+        convolution = next((m for m in model.modules() if isinstance(m, torch.nn.Conv2d)), None)
+        if convolution is None:
+            return cls()
+        patches = getattr(model, "patch_embed", None)
+        size = getattr(config, "image_size", None)
+        if size is None and getattr(patches, "strict_img_size", False):
+            size = getattr(patches, "img_size", None)
+        size = (size, size) if isinstance(size, int) else size and tuple(size)
+        return cls("images", n_channels=convolution.in_channels, image_size=size)
+
+
+def _n_positions(model, config):
+    """Return the number of tokens that a text model has positions for, None if any number."""
+    n_positions = getattr(config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from the padding index on
+        if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
+            taken = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - taken
+    return n_positions
