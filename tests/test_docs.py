@@ -1,5 +1,6 @@
 """The documentation is checked: docstrings, stated defaults, README code, completeness."""
 
+import ast
 import inspect
 import re
 import subprocess
@@ -74,6 +75,14 @@ def documented_defaults(text):
     return found
 
 
+def literal(text):
+    """Return the value that `text` writes, so that 1e-3 is 0.001; other text as it is."""
+    try:
+        return repr(ast.literal_eval(text))
+    except (SyntaxError, TypeError, ValueError):
+        return text
+
+
 @pytest.mark.parametrize("path", PUBLIC)
 def test_docstrings_follow_numpydoc(path):
     wrong = []
@@ -99,9 +108,10 @@ def test_documented_defaults_are_those_of_the_signature(path):
                 continue
             has_default = parameter.default is not parameter.empty
             expected = repr(parameter.default) if has_default else None
-            stated = documented[name] and documented[name].replace("'", '"')
-            if stated != (expected and expected.replace("'", '"')):
-                wrong.append(f"{target}({name}): documented {stated}, signature {expected}")
+            if literal(documented[name]) != literal(expected):
+                wrong.append(
+                    f"{target}({name}): documented {documented[name]}, signature {expected}"
+                )
     assert not wrong, "\n".join(wrong)
 
 
