@@ -187,6 +187,6 @@ def uncertainty_decomposition(sampled_probas):
         )
     draws = check_rows(draws.reshape(-1, draws.shape[2])).reshape(draws.shape)
     aleatoric = entr(draws).sum(axis=2).mean(axis=0)
-    # KL is summed directly: the difference of two entropies would cancel when draws agree.
-    epistemic = np.maximum(kl_div(draws, draws.mean(axis=0)).sum(axis=2).mean(axis=0), 0)
+    divergence = kl_div(draws, draws.mean(axis=0)).sum(axis=2).mean(axis=0)
+    epistemic = np.maximum(divergence, 0)  # draws that agree leave rounding of either sign
     return Bunch(total=aleatoric + epistemic, aleatoric=aleatoric, epistemic=epistemic)

@@ -51,6 +51,10 @@ def test_exactly_95_percent_is_enough():
     assert fpr_at_95_tpr([5, 6, 11], np.r_[np.zeros(18), 10, 10]) == pytest.approx(2 / 3)
 
 
+def test_no_threshold_on_a_straight_roc_curve_is_skipped():
+    assert fpr_at_95_tpr(range(100), range(100)) == 0.95
+
+
 def test_the_two_conventions_differ():
     rng = np.random.default_rng(0)
     inside, outside = rng.normal(0, 1, 500), rng.normal(-2, 3, 500)

@@ -39,17 +39,21 @@ def test_risk_coverage_of_an_estimator(plt):
     assert_array_equal(first.risk, second.risk)
 
 
-def test_a_worse_method_on_the_same_axes_stays_in_view(problem, plt):
+@pytest.mark.parametrize("signs", [(1, -1), (-1, 1)])
+def test_a_worse_method_on_the_same_axes_stays_in_view(problem, plt, signs):
     y, proba = problem
-    first = RiskCoverageDisplay.from_predictions(y, proba, name="good")
-    inverse = -proba.max(axis=1)
-    second = RiskCoverageDisplay.from_predictions(
-        y, proba, confidence=inverse, name="bad", ax=first.ax_
-    )
-    top = first.ax_.get_ylim()[1]
-    for display in (first, second):
-        assert top >= display.risk[display.coverage >= 0.05].max()
-    assert len(legend_texts(first.ax_)) == 2
+    ax = None
+    displays = []
+    for sign in signs:
+        confidence = sign * proba.max(axis=1)
+        display = RiskCoverageDisplay.from_predictions(
+            y, proba, confidence=confidence, name=f"{sign}", ax=ax
+        )
+        ax = display.ax_
+        displays.append(display)
+    for display in displays:
+        assert ax.get_ylim()[1] >= display.risk[display.coverage >= 0.05].max()
+    assert len(legend_texts(ax)) == 2
 
 
 def test_an_early_error_does_not_set_the_scale(plt):
