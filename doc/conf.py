@@ -15,15 +15,22 @@ version = release = sklearn_diffuq.__version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
+    "sphinx.ext.extlinks",
     "sphinx.ext.mathjax",
     "numpydoc",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
-nitpicky = False
+exclude_patterns = ["_build", "_templates"]
 autosummary_generate = True
 autosummary_generate_overwrite = True
-autodoc_default_options = {"members": True, "inherited-members": True}
+# Our own bases count as part of a class; what scikit-learn adds to every estimator does not.
+autodoc_default_options = {
+    "members": True,
+    "inherited-members": "ClassifierMixin,BaseEstimator",
+    "exclude-members": "get_metadata_routing,set_fit_request,set_score_request",
+}
+extlinks = {"arxiv": ("https://arxiv.org/abs/%s", "arXiv:%s")}
+templates_path = ["_templates"]
 numpydoc_show_class_members = False
 numpydoc_class_members_toctree = False
 add_module_names = False
