@@ -125,7 +125,7 @@ def _fit_temperature(log_proba, codes):
         return -scaled[rows, codes].mean()
 
     found = minimize_scalar(
-        mean_loss, bounds=_LOG_TEMPERATURE_BOUNDS, method="bounded", options={"xatol": 1e-8}
+        mean_loss, bounds=_LOG_TEMPERATURE_BOUNDS, method="bounded", options={"xatol": 1e-6}
     )
     return float(np.exp(found.x))
 
