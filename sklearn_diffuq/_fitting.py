@@ -79,14 +79,26 @@ def fit_path(
     generator = torch.Generator().manual_seed(seed)
     noise_model = fit_covariance(statistics, noise_rank, generator).to(device)
     mean, history = BlockwiseMean(backbone, grid), []
+    calibration_options = {"distance": covariance == "gp", "seed": seed, "device": device}
     if unified:
         if rank == "auto":
             rank = choose_rank(backbone, statistics.moments, held_out, n_shared_blocks, device)
+        frozen = calibrate(
+            GaussianPath(mean, noise_model), backbone, held_out, **calibration_options
+        )
         mean = unified_transition(
             backbone, grid, rank, statistics.moments, min(n_shared_blocks, len(grid) - 1)
         ).to(device)
         history = train_transition(
-            backbone, mean, noise_model, training, held_out, device=device, seed=seed, **options
+            backbone,
+            mean,
+            noise_model.replace(scales=frozen.scales),
+            training,
+            held_out,
+            temperature=frozen.temperatures["mean"],
+            device=device,
+            seed=seed,
+            **options,
         )
         noise_model = noise_model.replace(token_variances=mean.variances())
     path = GaussianPath(mean, noise_model)
@@ -95,9 +107,7 @@ def fit_path(
         backbone,
         held_out,
         noise=None if n_samples is None else PathNoise.of(path, n_samples, seed),
-        distance=covariance == "gp",
-        seed=seed,
-        device=device,
+        **calibration_options,
     )
     if not calibration.converged:
         warnings.warn(
@@ -170,6 +180,7 @@ def train_transition(
     training,
     held_out,
     *,
+    temperature,
     weights,
     max_epochs,
     batch_size,
@@ -189,6 +200,10 @@ def train_transition(
 
     Parameters
     ----------
+    covariance : StateCovariance
+        Of the frozen path, with the noise that the transition is trained under.
+    temperature : float
+        Temperature of the wrapped model's logits.
     weights : dict
         `path_weight`, `distillation_weight` and `label_weight` of `PathObjective`.
 
@@ -207,7 +222,6 @@ def train_transition(
         precision = "bfloat16" if device.startswith("cuda") else "float32"
     teacher = BlockwiseMean(backbone, grid)
     frozen_logits = logits_of(GaussianPath(teacher), backbone, held_out.inputs, None, device)
-    temperature, _ = fit_temperature(frozen_logits, held_out.y, held_out.weight)
     objective = PathObjective(
         backbone,
         transition,

@@ -6,16 +6,18 @@ their targets there. C: whole paths with their noise, followed with gradient, wh
 is joined by distillation and by the label loss of the averaged probabilities.
 """
 
+import math
+
 import torch
 from torch import nn
 
+from sklearn_diffuq._covariance import NoiseScales
 from sklearn_diffuq._path import BlockwiseMean, GaussianPath, gaussian_kl
 from sklearn_diffuq._propagation import tile_batch
 
 STAGES = (0.25, 0.35)  # shares of the epochs at which stage A and stage B end
 INPUT_NOISE = 0.1  # standard deviation in stage A, in units of the increments'
 VARIANCE_FLOOR = 0.05  # smallest variance of the path's law, in units of the increments'
-N_PATHS = 2  # an antithetic pair
 
 
 class PathObjective:
@@ -120,20 +122,22 @@ class PathObjective:
         return total / len(means)
 
     def _rolled_out(self, states, batch, context, y, weight, generator):
-        path = GaussianPath(self.transition, self.covariance)
-        h, n = states[0].repeat(N_PATHS, 1, 1), len(y)
-        _, tiled = self.backbone.embed(tile_batch(batch, N_PATHS))
+        path, n = GaussianPath(self.transition, self.covariance), len(y)
+        # An antithetic pair of paths; without noise both would be the mean.
+        k = 1 if self.covariance.scales == NoiseScales() else 2
+        h = states[0].repeat(k, 1, 1)
+        tiled = context if k == 1 else self.backbone.embed(tile_batch(batch, k))[1]
         means = []
         for step in range(path.n_steps):
             law = path(h, step, tiled)
             means.append(law.mean)
-            z = self._antithetic((n, law.factor.shape[1]), h.device, generator)
-            eps = self._antithetic((n, *h.shape[1:]), h.device, generator)
+            z = self._antithetic((n, law.factor.shape[1]), k, h.device, generator)
+            eps = self._antithetic((n, *h.shape[1:]), k, h.device, generator)
             h = law.sample(z, eps)
-        targets = [state.repeat(N_PATHS, 1, 1) for state in states[1:]]
-        path_loss = self._kl(means, targets, tiled.mask, weight.repeat(N_PATHS))
-        log_p = torch.log_softmax(self.backbone.readout(h, tiled).unflatten(0, (N_PATHS, n)), -1)
-        log_p = torch.logsumexp(log_p, 0) - torch.log(torch.tensor(float(N_PATHS)))
+        targets = [state.repeat(k, 1, 1) for state in states[1:]]
+        path_loss = self._kl(means, targets, tiled.mask, weight.repeat(k))
+        log_p = torch.log_softmax(self.backbone.readout(h, tiled).unflatten(0, (k, n)), -1)
+        log_p = torch.logsumexp(log_p, 0) - math.log(k)
         with torch.no_grad():
             teacher = self.backbone.readout(states[-1], context) / self.temperature
         distillation = nn.functional.kl_div(
@@ -150,9 +154,9 @@ class PathObjective:
         return {"loss": loss} | {name: value.detach() for name, value in parts.items()}
 
     @staticmethod
-    def _antithetic(shape, device, generator):
+    def _antithetic(shape, k, device, generator):
         draw = torch.randn(shape, generator=generator, device=device)
-        return torch.cat([draw, -draw])
+        return torch.cat([draw, -draw][:k])
 
 
 @torch.no_grad()

@@ -1,0 +1,340 @@
+"""The estimator: what a user sees of the six stages."""
+
+import copy
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_iris, make_classification
+from sklearn.ensemble import StackingClassifier, VotingClassifier
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from timm.models import VisionTransformer
+
+from sklearn_diffuq import DiffusionCalibratedClassifier, FTTransformerClassifier
+from sklearn_diffuq._covariance import NoiseScales
+from sklearn_diffuq.exceptions import BackboneError, CalibrationWarning
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
+    pytest.mark.filterwarnings("ignore::sklearn_diffuq.exceptions.CalibrationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def table():
+    X, y = make_classification(400, 8, n_informative=5, n_classes=3, flip_y=0.15, random_state=0)
+    return X[:300], y[:300], X[300:], y[300:]
+
+
+@pytest.fixture(scope="module")
+def wrapped(table):
+    X, y, _, _ = table
+    return FTTransformerClassifier(random_state=0).fit(X[:200], y[:200])
+
+
+@pytest.fixture(scope="module")
+def images():
+    torch.manual_seed(0)
+    model = VisionTransformer(
+        img_size=8, patch_size=4, in_chans=1, embed_dim=16, depth=4, num_heads=2, num_classes=3
+    )
+    X = np.random.default_rng(0).normal(size=(120, 1, 8, 8)).astype(np.float32)
+    y = (X[:, 0, :4].mean((1, 2)) > 0).astype(int) + (X[:, 0, 4:].mean((1, 2)) > 0)
+    return model, X, y
+
+
+def _fit(wrapped, table, **params):
+    X, y, _, _ = table
+    params = {"random_state": 0, "max_epochs": 2} | params
+    clf = DiffusionCalibratedClassifier(FrozenEstimator(wrapped), **params)
+    return clf.fit(X[:200], y[:200], X_calibration=X[200:], y_calibration=y[200:])
+
+
+# What the path promises ---------------------------------------------------------------------
+
+
+def test_blockwise_mean_is_the_wrapped_model_up_to_the_temperature(wrapped, table):
+    clf = _fit(wrapped, table, transition="blockwise", inference="mean")
+    logits = wrapped.decision_function(table[2]) / clf.temperature_
+    expected = np.exp(logits - logits.max(1, keepdims=True))
+    expected /= expected.sum(1, keepdims=True)
+    np.testing.assert_allclose(clf.predict_proba(table[2]), expected, atol=1e-6)
+
+
+def test_full_rank_and_one_step_per_block_is_the_wrapped_model(wrapped, table):
+    clf = _fit(wrapped, table, rank=None, inference="mean")
+    logits = wrapped.decision_function(table[2]) / clf.temperature_
+    np.testing.assert_allclose(
+        clf.predict_log_proba(table[2]),
+        torch.log_softmax(torch.as_tensor(logits), 1),
+        atol=1e-4,
+    )
+    assert clf.history_ == []
+
+
+@pytest.mark.parametrize("transition", ["unified", "blockwise"])
+@pytest.mark.parametrize("inference", ["sampling", "moments", "mean"])
+def test_a_row_has_the_same_answer_alone_in_any_batch_and_in_any_order(
+    wrapped, table, transition, inference
+):
+    clf = _fit(wrapped, table, transition=transition, inference=inference)
+    clf.covariance_.scales = clf.noise_scale_ = NoiseScales(0.5, 0.2, 0.3)
+    X = table[2]
+    proba = clf.predict_proba(X)
+    order = np.random.default_rng(0).permutation(len(X))
+    assert np.array_equal(clf.predict_proba(X[order]), proba[order])
+    assert np.array_equal(clf.predict_proba(X[7:8]), proba[7:8])
+    assert np.array_equal(clf.predict_proba(X[:37]), proba[:37])
+
+
+def test_one_seed_gives_one_answer(wrapped, table):
+    a, b = (_fit(wrapped, table, rank=2).predict_proba(table[2]) for _ in range(2))
+    assert np.array_equal(a, b)
+    c = _fit(wrapped, table, rank=2, random_state=1).predict_proba(table[2])
+    assert not np.array_equal(a, c)
+
+
+def test_the_wrapped_model_is_never_changed(images):
+    model, X, y = images
+    model.train()
+    before = copy.deepcopy(model.state_dict())
+    DiffusionCalibratedClassifier(model, rank=2, max_epochs=1, random_state=0).fit(X, y)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_training_improves_a_low_rank_transition(wrapped, table):
+    clf = _fit(
+        wrapped, table, rank=1, n_steps=2, max_epochs=40, batch_size=32, lr=3e-3, inference="mean"
+    )
+    losses = [entry["valid_loss"] for entry in clf.history_]
+    assert min(losses) < losses[0]
+    assert clf.n_parameters_ < clf.n_block_parameters_
+    assert len(clf.history_[-1]["rolled_out_r2"]) == clf.n_steps_ == 2
+    first, last = (clf.history_[i]["rolled_out_r2"][-1] for i in (0, -1))
+    assert last > max(first, 0.3)
+
+
+def test_calibration_beats_the_raw_model_on_held_out_rows(wrapped, table):
+    clf = _fit(wrapped, table, transition="blockwise")
+    X, y = table[0][200:], table[1][200:]
+    assert log_loss(y, clf.predict_proba(X)) <= log_loss(y, wrapped.predict_proba(X)) + 1e-6
+
+
+# Uncertainty -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def noisy(wrapped, table):
+    clf = _fit(wrapped, table, transition="blockwise", n_samples=8)
+    clf.covariance_.scales = clf.noise_scale_ = NoiseScales(0.5, 0.2, 0.3)
+    return clf
+
+
+def test_uncertainty_is_that_of_the_single_paths(noisy, table):
+    X = table[2]
+    u, p = noisy.predict_uncertainty(X), noisy.sample_proba(X)
+    assert p.shape == (8, len(X), 3)
+    mean = p.mean(0)
+    np.testing.assert_allclose(mean, noisy.predict_proba(X), atol=1e-12)
+    np.testing.assert_allclose(u.total, -(mean * np.log(mean)).sum(1), atol=1e-9)
+    np.testing.assert_allclose(u.aleatoric, -(p * np.log(p)).sum(2).mean(0), atol=1e-9)
+    np.testing.assert_allclose(u.epistemic, u.total - u.aleatoric, atol=1e-9)
+    assert u.epistemic.min() > 0
+    assert u.path_variance.shape == (len(X), noisy.n_steps_)
+    assert u.path_variance.min() > 0
+
+
+def test_more_samples_can_be_asked_for(noisy, table):
+    assert noisy.sample_proba(table[2][:3], n_samples=32).shape == (32, 3, 3)
+
+
+def test_scores_fall_away_from_the_training_data(noisy, table):
+    near = noisy.score_samples(table[2]).mean()
+    far = noisy.score_samples(table[2] + 4.0).mean()
+    assert near > far
+
+
+def test_without_noise_nothing_is_epistemic(wrapped, table):
+    clf = _fit(wrapped, table, transition="blockwise", inference="mean")
+    u = clf.predict_uncertainty(table[2])
+    np.testing.assert_allclose(u.epistemic, 0, atol=1e-12)
+
+
+def _mean(clf, table):
+    return clf.set_params(inference="mean").predict_proba(table[2])
+
+
+def test_moments_agree_with_many_paths(wrapped, table):
+    clf = _fit(wrapped, table, transition="blockwise", inference="moments")
+    clf.covariance_.scales = clf.noise_scale_ = NoiseScales(0.03, 0.02, 0.0)
+    clf._temperatures["sampling"] = clf._temperatures["moments"]
+    moments = clf.predict_proba(table[2])
+    paths = clf.sample_proba(table[2], n_samples=1024).mean(0)
+    np.testing.assert_allclose(moments, paths, atol=0.01)
+    assert np.abs(moments - _mean(clf, table)).max() > 0.02
+
+
+# scikit-learn ----------------------------------------------------------------------------------
+
+
+def _quick(**params):
+    base = FTTransformerClassifier(max_epochs=3, random_state=0)
+    return DiffusionCalibratedClassifier(
+        base, rank=2, max_epochs=1, n_samples=2, random_state=0, **params
+    )
+
+
+@pytest.mark.parametrize(
+    "relabel",
+    [
+        lambda y: np.array(["a", "b", "c"])[y],
+        lambda y: y - 1,
+        lambda y: y + 1,
+        lambda y: pd.Series(y, index=np.random.default_rng(0).permutation(len(y))),
+    ],
+    ids=["str", "negative", "from one", "shuffled Series"],
+)
+def test_labels_of_all_kinds_give_the_same_probabilities(table, relabel):
+    X, y, X_test, _ = table
+    expected = _quick().fit(X, y).predict_proba(X_test)
+    clf = _quick().fit(X, relabel(y))
+    np.testing.assert_array_equal(clf.predict_proba(X_test), expected)
+    assert set(clf.predict(X_test)) <= set(np.asarray(relabel(y)))
+
+
+def test_boolean_labels(table):
+    X, y, X_test, _ = table
+    clf = _quick().fit(X, y > 0)
+    assert clf.predict(X_test).dtype == bool
+    assert clf.decision_function(X_test).shape == (len(X_test),)
+
+
+def test_grid_search_over_steps_in_a_pipeline_with_two_jobs(table):
+    X, y, _, _ = table
+    pipeline = make_pipeline(StandardScaler(), _quick())
+    grid = {"diffusioncalibratedclassifier__n_steps": [1, 3]}
+    search = GridSearchCV(pipeline, grid, cv=2, scoring="neg_log_loss", n_jobs=2).fit(X, y)
+    assert search.best_params_["diffusioncalibratedclassifier__n_steps"] in (1, 3)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+
+
+def test_cross_val_predict_and_calibration_around_it(table):
+    X, y, X_test, _ = table
+    assert cross_val_predict(_quick(), X, y, cv=2, method="predict_proba").shape == (300, 3)
+    around = CalibratedClassifierCV(_quick(), method="temperature", cv=2).fit(X, y)
+    np.testing.assert_allclose(around.predict_proba(X_test).sum(1), 1)
+
+
+def test_voting_and_stacking(table):
+    X, y, X_test, _ = table
+    members = [("d", _quick()), ("l", LogisticRegression())]
+    voting = VotingClassifier(members, voting="soft").fit(X, y)
+    stacking = StackingClassifier(members, cv=2).fit(X, y)
+    assert voting.predict_proba(X_test).shape == stacking.predict_proba(X_test).shape
+
+
+def test_pickle_and_clone(noisy, table):
+    again = pickle.loads(pickle.dumps(noisy))
+    assert np.array_equal(again.predict_proba(table[2]), noisy.predict_proba(table[2]))
+    assert clone(noisy).get_params()["transition"] == "blockwise"
+
+
+def test_sample_weight_zero_is_absence(table):
+    X, y, X_test, _ = table
+    weight = np.ones(len(y))
+    weight[::3] = 0
+    kept = weight > 0
+    a = _quick().fit(X, y, sample_weight=weight).predict_proba(X_test)
+    b = _quick().fit(X[kept], y[kept]).predict_proba(X_test)
+    np.testing.assert_array_equal(a, b)
+
+
+def test_metadata_routing_passes_weights(table):
+    import sklearn
+
+    X, y, _, _ = table
+    with sklearn.config_context(enable_metadata_routing=True):
+        scaler = StandardScaler().set_fit_request(sample_weight=True)
+        clf = make_pipeline(scaler, _quick().set_fit_request(sample_weight=True))
+        clf.fit(X, y, sample_weight=np.linspace(0.1, 1, len(y)))
+    assert clf.predict(X).shape == y.shape
+
+
+# Bad input -------------------------------------------------------------------------------------
+
+
+def test_too_many_steps(wrapped, table):
+    with pytest.raises(ValueError, match=r"n_steps=9.*3 blocks.*between 1 and 3"):
+        _fit(wrapped, table, n_steps=9)
+
+
+def test_few_held_out_rows_warn(wrapped, table):
+    X, y, _, _ = table
+    clf = DiffusionCalibratedClassifier(FrozenEstimator(wrapped), max_epochs=1, random_state=0)
+    with pytest.warns(CalibrationWarning, match="held out"):
+        clf.fit(X[:40], y[:40])
+
+
+def test_half_a_calibration_set(table):
+    X, y, _, _ = table
+    with pytest.raises(ValueError, match="belong together"):
+        _quick().fit(X, y, X_calibration=X)
+
+
+def test_unseen_calibration_class(wrapped, table):
+    X, y, _, _ = table
+    clf = DiffusionCalibratedClassifier(FrozenEstimator(wrapped))
+    with pytest.raises(ValueError, match=r"\[7\] are unknown"):
+        clf.fit(X, y, X_calibration=X[:30], y_calibration=np.full(30, 7) * (np.arange(30) > 5))
+
+
+def test_one_class(table):
+    with pytest.raises(ValueError, match="one class"):
+        _quick().fit(table[0], np.zeros(300))
+
+
+def test_estimators_without_a_transformer_are_refused(table):
+    with pytest.raises(TypeError, match="cannot look into a LogisticRegression"):
+        DiffusionCalibratedClassifier(LogisticRegression()).fit(table[0], table[1])
+
+
+def test_unfitted_use(table):
+    for method in ("predict", "predict_proba", "score_samples", "predict_uncertainty"):
+        with pytest.raises(NotFittedError):
+            getattr(_quick(), method)(table[0])
+
+
+def test_a_failed_refit_keeps_the_fit(wrapped, table):
+    clf = _fit(wrapped, table, transition="blockwise")
+    before = clf.predict_proba(table[2])
+    bad = table[0].copy()
+    bad[0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        clf.fit(bad, table[1])
+    assert np.array_equal(clf.predict_proba(table[2]), before)
+
+
+def test_models_without_blocks_are_refused(images):
+    _, X, y = images
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    with pytest.raises(BackboneError):
+        DiffusionCalibratedClassifier(model).fit(X, y)
+
+
+def test_iris_out_of_the_box():
+    X, y = load_iris(return_X_y=True)
+    clf = DiffusionCalibratedClassifier(random_state=0).fit(X, y)
+    assert clf.score(X, y) > 0.9
