@@ -6,12 +6,14 @@ its negative log-likelihood is cheap and smooth, and is minimised in float64. Fo
 paths are then drawn with a few multiples of those scales, and the best one is taken.
 """
 
-from dataclasses import astuple, dataclass
+import warnings
+from dataclasses import astuple, dataclass, replace
 
 import numpy as np
 import torch
 from scipy.optimize import minimize, minimize_scalar
 from scipy.stats import norm, qmc
+from sklearn.exceptions import ConvergenceWarning
 
 from sklearn_diffuq._covariance import NoiseScales
 from sklearn_diffuq._propagation import chunks, logits_of, mean_variance
@@ -172,23 +174,20 @@ def linearise(path, backbone, batch):
 
 @dataclass(frozen=True)
 class Calibration:
-    """Noise scales and temperatures fitted on held-out rows.
+    """What held-out rows say for one kind of inference.
 
     Attributes
     ----------
     scales : NoiseScales
-    temperatures : dict from {"mean", "moments", "sampling"} to float
-        The temperature that goes with each kind of inference.
-    nll : dict, keys as `temperatures`
-        Held-out negative log-likelihood with that temperature.
-    converged : bool
-        Whether the optimiser of the scales converged.
+        All zero where noise does not help.
+    temperature : float
+    nll : float
+        Held-out negative log-likelihood.
     """
 
     scales: NoiseScales
-    temperatures: dict
-    nll: dict
-    converged: bool = True
+    temperature: float
+    nll: float
 
 
 def moment_draws(n_logits, seed):
@@ -220,8 +219,13 @@ def fit_noise(linearised, y, weight=None, *, distance=True, seed=0):
     Returns
     -------
     calibration : Calibration
-        For "mean" and "moments". All scales are zero if noise does not pay for its three
-        parameters by Akaike's criterion.
+        For "moments". All scales are zero if noise does not pay for its three parameters by
+        Akaike's criterion.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If the optimiser does not converge.
     """
     z = moment_draws(linearised.logits.shape[1], seed)
     t_mean, nll_mean = fit_temperature(linearised.logits[None], y, weight)
@@ -243,15 +247,17 @@ def fit_noise(linearised, y, weight=None, *, distance=True, seed=0):
     best = min(results, key=lambda r: r.fun)
     n_effective = len(y) if weight is None else float(weight.sum() ** 2 / weight.square().sum())
     if n_effective * (nll_mean - best.fun) <= 3:
-        both = {"mean": t_mean, "moments": t_mean}
-        return Calibration(NoiseScales(), both, dict.fromkeys(both, nll_mean))
+        return Calibration(NoiseScales(), t_mean, nll_mean)
+    if not best.success:
+        warnings.warn(
+            f"The fit of the noise scales did not converge: {best.message} The best scales found "
+            "are used. Give more held-out rows, or use inference='mean'.",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
     shared, token, exponent, log_t = map(float, best.x)
-    return Calibration(
-        NoiseScales(float(np.exp(shared)), float(np.exp(token)), exponent),
-        {"mean": t_mean, "moments": np.exp(log_t)},
-        {"mean": nll_mean, "moments": float(best.fun)},
-        bool(best.success),
-    )
+    scales = NoiseScales(float(np.exp(shared)), float(np.exp(token)), exponent)
+    return Calibration(scales, float(np.exp(log_t)), float(best.fun))
 
 
 def calibrate(path, backbone, held_out, *, noise=None, distance=True, seed=0, device="cpu"):
@@ -274,35 +280,37 @@ def calibrate(path, backbone, held_out, *, noise=None, distance=True, seed=0, de
 
     Returns
     -------
-    calibration : Calibration
+    calibrations : dict from {"mean", "moments", "sampling"} to Calibration
     """
     logits = logits_of(path, backbone, held_out.inputs, device=device)
-    temperature, nll = fit_temperature(logits, held_out.y, held_out.weight)
+    mean = Calibration(NoiseScales(), *fit_temperature(logits, held_out.y, held_out.weight))
     if len(held_out) < MIN_NOISE_ROWS:
-        temperatures = dict.fromkeys(("mean", "moments", "sampling"), temperature)
-        return Calibration(NoiseScales(), temperatures, dict.fromkeys(temperatures, nll))
-    rows = np.random.default_rng(seed).permutation(len(held_out))[:MAX_NOISE_ROWS]
-    rows = np.sort(rows)
+        return {"mean": mean, "moments": mean, "sampling": mean}
+    rows = np.sort(np.random.default_rng(seed).permutation(len(held_out))[:MAX_NOISE_ROWS])
     part = held_out.take(rows)
     linearised = linearise_all(path, backbone, part.inputs, device)
-    fitted = fit_noise(linearised, part.y, part.weight, distance=distance, seed=seed)
-    temperatures, nlls = {**fitted.temperatures, "mean": temperature}, {**fitted.nll, "mean": nll}
-    temperatures["sampling"] = temperatures["moments"]
-    if noise is None or fitted.scales == NoiseScales():
-        return Calibration(fitted.scales, temperatures, nlls, fitted.converged)
+    moments = fit_noise(linearised, part.y, part.weight, distance=distance, seed=seed)
+    if moments.scales == NoiseScales():
+        return {"mean": mean, "moments": mean, "sampling": mean}
+    sampling = moments
+    if noise is not None:
+        sampling = _fit_sampling(path, backbone, part, logits[:, rows], moments, noise, device)
+        if sampling.scales == NoiseScales():
+            sampling = mean
+    return {"mean": replace(mean, scales=moments.scales), "moments": moments, "sampling": sampling}
+
+
+def _fit_sampling(path, backbone, part, logits, moments, noise, device):
+    """Try multiples of the scales of `moments`, and no noise, on a part of the rows."""
     some = np.arange(min(len(part), MAX_SAMPLED_ROWS))
     part = part.take(some)
-    t, nll = fit_temperature(logits[:, rows[some]], part.y, part.weight)
-    best = (nll, t, NoiseScales())
+    tried = [Calibration(NoiseScales(), *fit_temperature(logits[:, some], part.y, part.weight))]
     for factor in SHRINKAGE:
-        unit = fitted.scales
+        unit = moments.scales
         scales = NoiseScales(factor * unit.shared, factor * unit.token, unit.distance)
         drawn = logits_of(path.with_scales(scales), backbone, part.inputs, noise, device)
-        t, nll = fit_temperature(drawn, part.y, part.weight)
-        if nll < best[0]:
-            best = (nll, t, scales)
-    nlls["sampling"], temperatures["sampling"], scales = best
-    return Calibration(scales, temperatures, nlls, fitted.converged)
+        tried.append(Calibration(scales, *fit_temperature(drawn, part.y, part.weight)))
+    return min(tried, key=lambda calibration: calibration.nll)
 
 
 def linearise_all(path, backbone, inputs, device="cpu"):

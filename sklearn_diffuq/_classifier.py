@@ -77,13 +77,13 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         How the path is followed. "sampling" draws `n_samples` paths. "moments" propagates mean and
         covariance to first order: one forward pass and one backward pass for each of at most ten
         logits. "mean" follows the mean without noise, in one pass.
-    n_samples : int, default=16
-        Number of paths, best a power of two.
+    n_samples : int, default=8
+        Number of paths. They come in antithetic pairs, so that few are enough.
     readout : {"auto", "frozen", "refit"}, default="auto"
         "auto" uses the wrapped model's head where it fits the labels, and otherwise warns and
         refits a linear one on the pooled features; "frozen" raises instead; "refit" always refits.
         With a torch model only.
-    path_weight, distillation_weight, label_weight : float, default=1.0, 1.0, 0.5
+    path_weight, distillation_weight, label_weight : float, default=0.3, 1.0, 0.5
         Weights of the losses of the unified transition: the divergence of its steps from the
         wrapped model's, the divergence of its probabilities from the temperature-scaled wrapped
         model's, and the negative log-likelihood of the labels.
@@ -94,7 +94,7 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         Epochs of training of the unified transition.
     batch_size : int, default=128
         Rows per training step.
-    lr : float, default=1e-3
+    lr : float, default=2e-3
         Highest learning rate.
     callbacks : list of skorch callbacks, default=None
         Added to the training of the unified transition.
@@ -132,8 +132,11 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         Number of parameters of the transition, which replaces the blocks.
     n_block_parameters_ : int
         Number of parameters of the wrapped model's blocks.
+    calibration_ : dict from {"mean", "moments", "sampling"} to Calibration
+        Noise scales, temperature and held-out log loss of each kind of inference. Paths are drawn
+        for "sampling" if it was the `inference` of `fit`; else it is that of "moments".
     temperature_ : float
-        Temperature of the logits.
+        Temperature of the logits under the present `inference`.
     noise_scale_ : NoiseScales
         ``shared``, ``token``: standard deviation of the noise in units of the steps' increments;
         ``distance``: exponent with which its variance grows away from the training data. All
@@ -211,15 +214,15 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         covariance="gp",
         noise_rank=8,
         inference="sampling",
-        n_samples=16,
+        n_samples=8,
         readout="auto",
-        path_weight=1.0,
+        path_weight=0.3,
         distillation_weight=1.0,
         label_weight=0.5,
         validation_fraction=0.2,
         max_epochs=10,
         batch_size=128,
-        lr=1e-3,
+        lr=2e-3,
         callbacks=None,
         device="auto",
         precision="auto",
@@ -328,41 +331,46 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         self.n_block_parameters_ = sum(p.numel() for b in blocks for p in b.parameters())
         self.n_parameters_ = getattr(self.transition_, "n_parameters", self.n_block_parameters_)
         self.rank_, self.history_ = fitted.rank, fitted.history
-        self.noise_scale_ = self.covariance_.scales
-        self._temperatures = fitted.temperatures
+        self.calibration_ = fitted.calibrations
 
     # Prediction -----------------------------------------------------------------------------
 
     @property
     def temperature_(self):
         """Temperature of the logits under the present `inference`."""
-        return self._temperatures[self.inference]
+        return self.calibration_[self.inference].temperature
+
+    @property
+    def noise_scale_(self):
+        """Noise scales under the present `inference`."""
+        return self.calibration_[self.inference].scales
 
     def _predictive(self, X, reduce, inference=None, n_samples=None):
         """Return ``reduce(probabilities (K, m, C), variance (m, S), distance (m, S))`` of rows."""
         check_is_fitted(self)
         inference = inference or self.inference
         n_samples = n_samples or self.n_samples
-        temperature = self._temperatures[inference]
+        calibration = self.calibration_[inference]
+        scales = calibration.scales
         inputs = self.wrapped_.encode(X)
         backbone = self.wrapped_.backbone_
         device = backbone_device(backbone)
-        path = self._path.to(device)
+        path = self._path.with_scales(scales).to(device)
         noise = None
-        if inference == "sampling" and self.noise_scale_ != NoiseScales():
+        if inference == "sampling" and scales != NoiseScales():
             noise = PathNoise.of(path, n_samples, self._seed)
         draws = moment_draws(len(self.classes_), self._seed) if inference == "moments" else None
         results = None
         with backbone.frozen():
             for rows, batch in chunks(inputs, device, 1 if noise is None else n_samples):
                 m = len(rows)
-                if draws is not None and self.noise_scale_ != NoiseScales():
+                if draws is not None and scales != NoiseScales():
                     law = linearise(path, backbone, batch)
-                    logits, variance = law.sample(self.noise_scale_, draws), law.variance
+                    logits, variance = law.sample(scales, draws), law.variance
                 else:
                     with torch.no_grad():
                         logits, variance = propagate(path, backbone, batch, noise)
-                proba = path_probabilities(logits[:, :m].cpu(), temperature).numpy()
+                proba = path_probabilities(logits[:, :m].cpu(), calibration.temperature).numpy()
                 values = reduce(proba / proba.sum(2, keepdims=True), variance[:m].cpu().numpy())
                 if results is None:
                     results = [np.empty((len(inputs), *v.shape[1:])) for v in values]

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
 from torch import nn
 
 from sklearn_diffuq._calibration import calibrate, fit_temperature
@@ -32,7 +31,7 @@ class FittedPath:
     """Result of `fit_path`: the calibrated path, and how it came about."""
 
     path: GaussianPath
-    temperatures: dict
+    calibrations: dict
     rank: int | None
     history: list
 
@@ -92,36 +91,24 @@ def fit_path(
         history = train_transition(
             backbone,
             mean,
-            noise_model.replace(scales=frozen.scales),
+            noise_model.replace(scales=frozen["moments"].scales),
             training,
             held_out,
-            temperature=frozen.temperatures["mean"],
+            temperature=frozen["mean"].temperature,
             device=device,
             seed=seed,
             **options,
         )
         noise_model = noise_model.replace(token_variances=mean.variances())
     path = GaussianPath(mean, noise_model)
-    calibration = calibrate(
+    calibrations = calibrate(
         path,
         backbone,
         held_out,
         noise=None if n_samples is None else PathNoise.of(path, n_samples, seed),
         **calibration_options,
     )
-    if not calibration.converged:
-        warnings.warn(
-            "The fit of the noise scales did not converge; the best scales found are used. Give "
-            "more held-out rows, or use inference='mean'.",
-            ConvergenceWarning,
-            stacklevel=4,
-        )
-    return FittedPath(
-        path.with_scales(calibration.scales),
-        calibration.temperatures,
-        rank if unified else None,
-        history,
-    )
+    return FittedPath(path, calibrations, rank if unified else None, history)
 
 
 def choose_rank(backbone, moments, held_out, n_shared_blocks, device):
