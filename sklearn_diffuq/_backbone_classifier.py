@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, column_or_1d
 from torch.nn import functional as F
@@ -31,6 +32,7 @@ def check_labels(owner, y, sample_weight):
             f"{type(owner).__name__} requires y to be passed, but the target y is None."
         )
     y = column_or_1d(y, warn=True)
+    assert_all_finite(y, input_name="y")
     check_classification_targets(y)
     weight = _check_sample_weight(
         sample_weight, np.empty((len(y), 0)), dtype=np.float64, ensure_non_negative=True

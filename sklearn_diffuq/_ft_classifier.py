@@ -39,7 +39,8 @@ class FTTransformerClassifier(BackboneClassifier):
     n_heads : int, default=4
         Number of attention heads.
     dropout : float, default=0.2
-        Dropout on attention weights and in the feed-forward layers.
+        Probability that a block's attention does not see a feature, and that a hidden unit of a
+        feed-forward layer is zero, in training.
     max_epochs : int, default=40
         Most passes over the training rows.
     batch_size : int or "auto", default="auto"

@@ -21,13 +21,16 @@ def load_model(name):
     preprocessor : tokenizer, image processor or None
         What a Hugging Face model is saved with.
     """
-    if name.startswith("timm:") or (not Path(name).exists() and _is_timm_name(name)):
+    directory = Path(name)
+    if not directory.exists() and (directory.is_absolute() or name.startswith(".")):
+        raise ValueError(f"There is no directory {name!r} to load a model from.")
+    if name.startswith("timm:") or (not directory.exists() and _is_timm_name(name)):
         import timm
 
         return timm.create_model(name.removeprefix("timm:"), pretrained=True), None
     import transformers
 
-    if Path(name).exists() and not (Path(name) / "config.json").is_file():
+    if directory.exists() and not (directory / "config.json").is_file():
         raise ValueError(
             f"{name!r} has no config.json. Give a directory written by `model.save_pretrained`, "
             "the name of a timm model, or the model itself."

@@ -251,6 +251,12 @@ class TransformerClassifier(BackboneClassifier):
         """Find the model and the preprocessor; copy the model if it will change or move."""
         model, own = load_model(self.model) if isinstance(self.model, str) else (self.model, None)
         self._reads = ModelInputs.of(model)
+        if self._reads.pad_id is None and type(model).__name__.endswith("SequenceClassification"):
+            raise ValueError(
+                f"{type(model).__name__} has no `config.pad_token_id`, so it cannot find the last "
+                "token of a text. Set `model.config.pad_token_id = tokenizer.pad_token_id`, or to "
+                "the end-of-text token if the tokenizer has no padding token."
+            )
         self._preprocessor = own if self.preprocessor is None else self.preprocessor
         if isinstance(self._preprocessor, str):
             self._preprocessor = load_preprocessor(self._preprocessor, self._reads.kind == "images")

@@ -150,6 +150,25 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(model(**batch), model(**batch))
 
 
+def test_attention_dropout_hides_whole_features_but_not_the_cls_token():
+    model, _ = model_and_batch(cardinalities=[], dropout=0.4)
+    block, n_rows = model.blocks[0].train(), 2000
+    width = 16
+    with torch.no_grad():
+        block.qkv.weight[: 2 * width] = 0.0  # equal attention to all tokens that are seen
+        block.qkv.bias.zero_()
+        block.qkv.weight[2 * width :] = torch.eye(width)
+    h = torch.eye(width)[:5].expand(n_rows, 5, width)  # a token of its own for each of five
+    mixed = block._attend(h)[..., :5]
+    assert torch.equal(mixed, mixed[:, :1].expand_as(mixed))  # the same for every query
+    seen = mixed[:, 0] > 0
+    torch.testing.assert_close(mixed[:, 0], seen / seen.sum(1, keepdim=True))
+    assert seen[:, 0].all()
+    torch.testing.assert_close(
+        seen[:, 1:].float().mean(0), torch.full((4,), 0.6), atol=0.05, rtol=0
+    )
+
+
 def test_it_can_be_cut_exactly():
     model, batch = model_and_batch()
     backbone = Backbone(model).probe(batch)
