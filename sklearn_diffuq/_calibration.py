@@ -24,7 +24,7 @@ N_MOMENT_DRAWS = 64
 MIN_NOISE_ROWS = 30  # fewer held-out rows fit a temperature only
 MAX_NOISE_ROWS = 1024  # more say little that is new about three scales
 MAX_SAMPLED_ROWS = 512  # for the paths that are really drawn
-SHRINKAGE = (0.25, 0.5, 1.0)
+SHRINKAGE = (0.125, 0.35, 1.0)
 
 
 def path_nll(logits, y, temperature, weight=None):
@@ -50,25 +50,41 @@ def path_nll(logits, y, temperature, weight=None):
 
 
 def fit_temperature(logits, y, weight=None):
-    """Return the temperature in [0.01, 100] that minimises `path_nll`, and that minimum.
+    """Fit a temperature in [0.01, 100] by `path_nll`, with a weak prior.
+
+    The prior on its logarithm is standard normal: it weighs as much as one row, and keeps the
+    temperature finite where all held-out rows are right.
+
+    Returns
+    -------
+    temperature : float
+    nll : float
+        `path_nll` there.
 
     Examples
     --------
     >>> import torch
     >>> from sklearn_diffuq._calibration import fit_temperature
-    >>> y = torch.tensor([0, 0, 0, 1])  # right three times out of four
-    >>> logits = torch.tensor([[[5.0, 0.0]]]).expand(1, 4, 2)
+    >>> y = torch.tensor([0, 0, 0, 1] * 1000)  # right three times out of four
+    >>> logits = torch.tensor([[[5.0, 0.0]]]).expand(1, 4000, 2)
     >>> temperature, nll = fit_temperature(logits, y)
-    >>> round(5 / temperature, 3)  # log(3)
-    1.099
+    >>> round(5 / temperature, 2)  # log(3)
+    1.1
     """
+    n = effective_size(y, weight)
+
+    def loss(log_t):
+        return float(path_nll(logits, y, np.exp(log_t), weight)) + 0.5 * log_t**2 / n
+
     result = minimize_scalar(
-        lambda log_t: float(path_nll(logits, y, np.exp(log_t), weight)),
-        bounds=LOG_TEMPERATURE_BOUNDS,
-        method="bounded",
-        options={"xatol": 1e-6},
+        loss, bounds=LOG_TEMPERATURE_BOUNDS, method="bounded", options={"xatol": 1e-6}
     )
-    return float(np.exp(result.x)), float(result.fun)
+    return float(np.exp(result.x)), float(path_nll(logits, y, np.exp(result.x), weight))
+
+
+def effective_size(y, weight):
+    """Return the number of rows, or Kish's effective number of weighted rows."""
+    return len(y) if weight is None else float(weight.sum() ** 2 / weight.square().sum())
 
 
 @dataclass(frozen=True)
@@ -197,12 +213,17 @@ def moment_draws(n_logits, seed):
 
 
 # Bounds of log(shared), log(token), distance, log(temperature).
-_BOUNDS = [(np.log(1e-3), np.log(4)), (np.log(1e-3), np.log(4)), (0, 2), LOG_TEMPERATURE_BOUNDS]
+_BOUNDS = [(np.log(1e-3), 0.0), (np.log(1e-3), 0.0), (0.0, 2.0), LOG_TEMPERATURE_BOUNDS]
 _STARTS = [(0.3, 0.03, 0.1), (0.03, 0.3, 0.1)]
+# A weak normal prior, which counts where held-out rows are few: centres and precisions.
+_PRIOR = [(np.log(0.1), 0.5), (np.log(0.1), 0.5), (0.0, 4.0), (0.0, 1.0)]
 
 
 def fit_noise(linearised, y, weight=None, *, distance=True, seed=0):
     """Fit noise scales and temperature to labels on the linearised path.
+
+    The scales have a weak prior around 0.1, and 0 for `distance`; for the temperature see
+    `fit_temperature`.
 
     Parameters
     ----------
@@ -230,10 +251,17 @@ def fit_noise(linearised, y, weight=None, *, distance=True, seed=0):
     z = moment_draws(linearised.logits.shape[1], seed)
     t_mean, nll_mean = fit_temperature(linearised.logits[None], y, weight)
 
+    n_effective = effective_size(y, weight)
+    centre, precision = torch.tensor(_PRIOR, dtype=torch.float64).T
+
+    def nll(theta):
+        scales = (theta[0].exp(), theta[1].exp(), theta[2])
+        return path_nll(linearised.sample(scales, z), y, theta[3].exp(), weight)
+
     def loss_and_gradient(theta):
         theta = torch.tensor(theta, requires_grad=True)
-        scales = (theta[0].exp(), theta[1].exp(), theta[2])
-        loss = path_nll(linearised.sample(scales, z), y, theta[3].exp(), weight)
+        prior = (precision * (theta - centre).square()).sum() / 2
+        loss = nll(theta) + prior / n_effective
         (gradient,) = torch.autograd.grad(loss, theta)
         return float(loss.detach()), gradient.numpy()
 
@@ -245,8 +273,9 @@ def fit_noise(linearised, y, weight=None, *, distance=True, seed=0):
             minimize(loss_and_gradient, start, jac=True, bounds=bounds, method="L-BFGS-B")
         )
     best = min(results, key=lambda r: r.fun)
-    n_effective = len(y) if weight is None else float(weight.sum() ** 2 / weight.square().sum())
-    if n_effective * (nll_mean - best.fun) <= 3:
+    with torch.no_grad():
+        nll_noise = float(nll(torch.as_tensor(best.x)))
+    if n_effective * (nll_mean - nll_noise) <= 3:
         return Calibration(NoiseScales(), t_mean, nll_mean)
     if not best.success:
         warnings.warn(
@@ -257,7 +286,7 @@ def fit_noise(linearised, y, weight=None, *, distance=True, seed=0):
         )
     shared, token, exponent, log_t = map(float, best.x)
     scales = NoiseScales(float(np.exp(shared)), float(np.exp(token)), exponent)
-    return Calibration(scales, float(np.exp(log_t)), float(best.fun))
+    return Calibration(scales, float(np.exp(log_t)), nll_noise)
 
 
 def calibrate(path, backbone, held_out, *, noise=None, distance=True, seed=0, device="cpu"):

@@ -6,15 +6,21 @@ import torch
 from scipy.integrate import quad
 from scipy.special import expit
 from scipy.stats import norm
+from tiny_backbones import ALL
 
 from sklearn_diffuq._calibration import (
     LinearisedPath,
     fit_noise,
     fit_temperature,
+    linearise,
     moment_draws,
     path_nll,
 )
-from sklearn_diffuq._covariance import NoiseScales
+from sklearn_diffuq._covariance import NoiseScales, fit_covariance
+from sklearn_diffuq._path import BlockwiseMean, GaussianPath, time_grid
+from sklearn_diffuq._propagation import PathNoise, propagate
+from sklearn_diffuq._statistics import collect_statistics
+from sklearn_diffuq.backbones import Backbone
 
 
 def _labels(logits, seed=0):
@@ -31,13 +37,22 @@ def test_temperature_is_recovered(temperature, n_classes):
     assert found == pytest.approx(temperature, rel=0.05)
 
 
-def test_temperature_minimises_the_loss_on_a_grid_and_stays_positive():
+def test_temperature_minimises_the_penalised_loss_on_a_grid():
     logits = torch.randn(1, 200, 3, generator=torch.Generator().manual_seed(0))
     y = torch.randint(3, (200,), generator=torch.Generator().manual_seed(1))  # no signal
+
+    def loss(t):
+        return float(path_nll(logits, y, t)) + np.log(t) ** 2 / 400
+
     found, nll = fit_temperature(logits, y)
-    assert found > 0
-    grid = [float(path_nll(logits, y, t)) for t in np.geomspace(0.01, 100, 400)]
-    assert nll <= min(grid) + 1e-6
+    assert loss(found) <= min(loss(t) for t in np.geomspace(0.01, 100, 400)) + 1e-6
+    assert nll == pytest.approx(float(path_nll(logits, y, found)))
+
+
+def test_temperature_stays_moderate_where_every_row_is_right():
+    logits = torch.tensor([[[4.0, 0.0]]]).expand(1, 50, 2)
+    found, _ = fit_temperature(logits, torch.zeros(50, dtype=torch.long))
+    assert 0.3 < found < 1
 
 
 def test_path_nll_averages_probabilities_and_weighs_rows():
@@ -91,3 +106,39 @@ def test_no_noise_is_reported_where_labels_show_none():
     fit = fit_noise(_linearised(margin, torch.ones(500).double()), y)
     assert fit.scales == NoiseScales()
     assert fit.temperature == pytest.approx(1.0, rel=0.15)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("scales", [NoiseScales(1e-3, 0, 0.5), NoiseScales(0, 1e-3, 0.0)])
+def test_linearised_covariance_equals_that_of_paths_with_little_noise(name, scales):
+    backbone, batch = ALL[name]()
+    grid = time_grid(backbone.n_blocks, 2)
+    with backbone.frozen():
+        statistics = collect_statistics(backbone, [batch], grid, with_moments=False)
+        covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+        path = GaussianPath(BlockwiseMean(backbone, grid), covariance.replace(scales))
+        law = linearise(path, backbone, batch)
+        logits, variance = propagate(path, backbone, batch, PathNoise.of(path, 4000, seed=0))
+    ordered = logits.detach().double().gather(2, law.top.expand(len(logits), -1, -1))
+    spread = ordered - ordered.mean(0)
+    expected = torch.einsum("kni,knj->nij", spread, spread) / len(logits)
+    found = law.covariance(scales.shared, scales.token, scales.distance)
+    scale = expected.abs().amax((1, 2), keepdim=True)
+    torch.testing.assert_close(found / scale, expected / scale, atol=0.1, rtol=0)
+    torch.testing.assert_close(law.variance.float(), variance.detach(), rtol=0.02, atol=0)
+
+
+def test_only_the_largest_logits_are_followed():
+    backbone, batch = ALL["vit"]()
+    grid = time_grid(4, 4)
+    head = torch.nn.Linear(16, 30)
+    backbone = Backbone(backbone.module, readout=head).probe(batch)
+    with backbone.frozen():
+        statistics = collect_statistics(backbone, [batch], grid, with_moments=False)
+        covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+        law = linearise(GaussianPath(BlockwiseMean(backbone, grid), covariance), backbone, batch)
+        expected = backbone.logits(batch).topk(10).indices
+    assert torch.equal(law.top, expected)
+    drawn = law.sample(NoiseScales(0.5, 0.5, 0.0), moment_draws(30, 0))
+    moved = (drawn.std(0) > 1e-9).sum(1)
+    assert torch.all(moved == 10)

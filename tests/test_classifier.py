@@ -179,19 +179,6 @@ def test_without_noise_nothing_is_epistemic(wrapped, table):
     np.testing.assert_allclose(u.epistemic, 0, atol=1e-12)
 
 
-def _mean(clf, table):
-    return clf.set_params(inference="mean").predict_proba(table[2])
-
-
-def test_moments_agree_with_many_paths(wrapped, table):
-    clf = _fit(wrapped, table, transition="blockwise", inference="moments")
-    _set_noise(clf, NoiseScales(0.03, 0.02, 0.0))
-    moments = clf.predict_proba(table[2])
-    paths = clf.sample_proba(table[2], n_samples=1024).mean(0)
-    mean = _mean(clf, table)
-    assert np.abs(moments - paths).mean() < 0.3 * np.abs(mean - paths).mean()
-
-
 # scikit-learn ----------------------------------------------------------------------------------
 
 
