@@ -166,4 +166,6 @@ class _RunningMoments:
     def covariance(self):
         mean = self.total / self.n
         product = torch.outer(mean, mean) if self.full else mean.square()
-        return (self.square / self.n - product).float()
+        covariance = self.square / self.n - product
+        # Rounding must not make the variance of a constant channel negative.
+        return (covariance if self.full else covariance.clamp_min(0)).float()

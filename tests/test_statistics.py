@@ -61,3 +61,14 @@ def test_input_moments_equal_recorded_inputs_and_leave_no_hooks(name):
     expected = x.T @ x / len(x)
     torch.testing.assert_close(moments.second[key].double(), expected, atol=1e-4, rtol=1e-4)
     assert not any(m._forward_pre_hooks for m in backbone.module.modules())
+
+
+def test_a_constant_increment_has_no_negative_variance():
+    backbone, _ = ALL["vit"]()
+    backbone.module.blocks[1].forward = lambda h: h + torch.linspace(-3, 3, 16)
+    batches = [{"x": torch.randn(7, 1, 16, 16)} for _ in range(9)]
+    with backbone.frozen():
+        statistics = collect_statistics(backbone, batches, time_grid(4, 4), with_moments=False)
+    variance = statistics.token_variance[1]
+    assert torch.all(variance >= 0)
+    assert torch.all(variance < 1e-5)
