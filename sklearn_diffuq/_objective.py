@@ -58,6 +58,7 @@ class PathObjective:
         self.teacher = BlockwiseMean(backbone, transition.grid)
         self.covariance = covariance
         self.training = training
+        self.mean_weight = training.weight.mean()
         self.precision = precision
         self.temperature = temperature
         self.path_weight = path_weight
@@ -69,8 +70,9 @@ class PathObjective:
         """Return the losses of the batch `rows` as a dict of scalars; "loss" is the total."""
         device = self.covariance.factors.device
         batch = self.training.inputs.batch(rows, device=device)
-        y, weight = self.training.y[rows].to(device), self.training.weight[rows].to(device)
-        weight = weight / weight.mean().clamp_min(1e-12)
+        y = self.training.y[rows].to(device)
+        # Relative to all rows, not to the batch: a batch of light rows has to count less.
+        weight = (self.training.weight[rows] / self.mean_weight).to(device)
         mixed = self.precision == "bfloat16"
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
             return self._loss(batch, y, weight, epoch, generator)

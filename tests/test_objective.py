@@ -23,7 +23,7 @@ class _Batch(EncodedInputs):
         return {name: value[rows] for name, value in self.tensors.items()}
 
 
-def _objective(name="bert", rank=2, n_steps=None, **weights):
+def _objective(name="bert", rank=2, n_steps=None, sample_weight=None, **weights):
     backbone, batch = ALL[name]()
     grid = time_grid(backbone.n_blocks, n_steps or backbone.n_blocks)
     statistics = collect_statistics(backbone, [batch], grid, with_moments=True)
@@ -32,7 +32,8 @@ def _objective(name="bert", rank=2, n_steps=None, **weights):
     with torch.no_grad():
         transition.log_variance.copy_((0.1 * covariance.token_variances).log())
     n = len(next(iter(batch.values())))
-    training = LabelledInputs(_Batch(batch), torch.arange(n) % 2, torch.ones(n))
+    sample_weight = torch.ones(n) if sample_weight is None else torch.tensor(sample_weight)
+    training = LabelledInputs(_Batch(batch), torch.arange(n) % 2, sample_weight)
     weights = {"path_weight": 1.0, "distillation_weight": 1.0, "label_weight": 1.0} | weights
     return PathObjective(backbone, transition, covariance, training, 1.7, max_epochs=10, **weights)
 
@@ -87,12 +88,16 @@ def test_noise_reaches_the_rolled_out_loss():
 
 @pytest.mark.parametrize("epoch", [3, 9])
 def test_a_weight_counts_as_repetition(epoch):
-    objective = _objective()
-    objective.training.weight[:] = torch.tensor([3.0, 1, 1, 1, 1, 1])
-    weighted = _call(objective, epoch, rows=(0, 1))
-    objective.training.weight[:] = 1.0
-    repeated = _call(objective, epoch, rows=(0, 0, 0, 1))
+    weighted = _call(_objective(sample_weight=[3.0, 1, 2, 2, 2, 2]), epoch, rows=(0, 1))
+    repeated = _call(_objective(), epoch, rows=(0, 0, 0, 1))
     assert float(weighted["path"]) == pytest.approx(float(repeated["path"]), rel=1e-4)
+
+
+@pytest.mark.parametrize("epoch", [3, 9])
+def test_a_batch_of_light_rows_counts_less(epoch):
+    light = _call(_objective(sample_weight=[0.5, 0.5, 1.25, 1.25, 1.25, 1.25]), epoch, rows=(0, 1))
+    plain = _call(_objective(), epoch, rows=(0, 1))
+    assert float(light["loss"].detach()) == pytest.approx(float(plain["loss"].detach()) / 2)
 
 
 def test_stages_train_the_transition_and_never_the_backbone():
