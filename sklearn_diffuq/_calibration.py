@@ -174,15 +174,16 @@ def linearise(path, backbone, batch):
         g = torch.stack([gradient[step] for gradient in gradients], 1)  # (n, k, t, d)
         if context.mask is not None:
             g = g * context.mask[:, None, :, None]
-        pushed = g.sum(2) @ covariance.factors[step]
+        # Gram matrices in float64: in float32 they need not be positive semi-definite.
+        pushed = g.sum(2).double() @ covariance.factors[step].double()
         shared.append(pushed @ pushed.mT)
-        scaled = (g * covariance.token_variances[step].sqrt()).flatten(2)
+        scaled = (g * covariance.token_variances[step].sqrt()).flatten(2).double()
         token.append(scaled @ scaled.mT)
     return LinearisedPath(
         logits.detach().double(),
         top,
-        torch.stack(shared, 1).double(),
-        torch.stack(token, 1).double(),
+        torch.stack(shared, 1),
+        torch.stack(token, 1),
         torch.stack(distance, 1).double(),
         torch.stack(variance, 1).double(),
     )

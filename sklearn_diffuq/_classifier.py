@@ -64,8 +64,10 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         Fewer steps are a smaller and faster model.
     rank : int or "auto", default="auto"
         Rank of what the unified transition learns per step. "auto" takes the smallest power of two
-        whose untrained path keeps the held-out accuracy within 0.5 point and the probabilities
-        within 0.02 nats of the wrapped model's, and full rank where none does; None is full rank.
+        whose untrained path keeps the held-out accuracy within 0.5 point (or one standard error)
+        and the probabilities within 0.05 nats of the wrapped model's, and full rank where none
+        does, or where training leaves the held-out log loss more than 0.01 above the wrapped
+        model's; None is full rank.
     n_shared_blocks : int, default=1
         Number of shared blocks of the unified transition; consecutive steps share one.
     covariance : {"gp", "constant"}, default="gp"
@@ -93,7 +95,7 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
     max_epochs : int, default=10
         Epochs of training of the unified transition.
     batch_size : int, default=128
-        Rows per training step.
+        Most rows per training step; data sets of less than 16 such batches get smaller ones.
     lr : float, default=2e-3
         Highest learning rate.
     callbacks : list of skorch callbacks, default=None

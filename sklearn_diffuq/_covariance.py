@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-N_INDUCING = 1024  # states that the Gaussian process of a step is conditioned on
+N_INDUCING = 512  # states that the Gaussian process of a step is conditioned on
+_RESOLUTION = 4096  # steps per unit of standardised distance
 _FAR = 8.0  # standardised distance beyond which states count as equally far
 
 
@@ -68,17 +69,19 @@ class GaussianProcessVariance(nn.Module):
 
     def __init__(self, states, neighbours=10, noise=0.1):
         super().__init__()
+        states = states.double()
         distances = torch.cdist(states, states)
         order = min(neighbours, len(states) - 1)
         length = distances.kthvalue(order + 1, dim=1).values.median().clamp_min(1e-6)
-        kernel = torch.exp(-distances / length).double()
+        kernel = torch.exp(-distances / length)
         kernel.diagonal().add_(noise)
         self.register_buffer("states", states)
         self.register_buffer("length", length)
-        self.register_buffer("precision", torch.linalg.inv(kernel).float())
+        self.register_buffer("precision", torch.linalg.inv(kernel))
 
     def forward(self, x):
-        """Return rho, shape (n,), in (0, 1]."""
+        """Return rho, shape (n,), in [0, 1], float64."""
+        x = x.double()
         k = torch.exp(-torch.cdist(x, self.states) / self.length)
         return (1 - ((k @ self.precision) * k).sum(1)).clamp(0, 1)
 
@@ -118,7 +121,9 @@ class StateCovariance(nn.Module):
     def distance(self, h, step, mask=None):
         """Return ``z(rho_s)`` of the state `h` (n, t, d) after `step`, shape (n,)."""
         mean, std = self.ordinary[step]
-        return ((self.processes[step](describe(h, mask)) - mean) / std).clamp(-_FAR, _FAR)
+        z = (self.processes[step](describe(h, mask)) - mean) / std
+        # The last bits of a matrix product depend on a row's place in the batch; z must not.
+        return (torch.round(z * _RESOLUTION) / _RESOLUTION).clamp(-_FAR, _FAR).to(h.dtype)
 
     def forward(self, h, step, mask=None):
         """Return the shared variance (n,) and the token variance (n, 1, d) of a step to `h`."""

@@ -12,14 +12,15 @@ from sklearn_diffuq._covariance import fit_covariance
 from sklearn_diffuq._inputs import training_batches
 from sklearn_diffuq._objective import PathObjective, rolled_out_r2
 from sklearn_diffuq._path import BlockwiseMean, GaussianPath, time_grid
-from sklearn_diffuq._propagation import PathNoise, chunks, logits_of
+from sklearn_diffuq._propagation import PathNoise, logits_of, real_rows
 from sklearn_diffuq._statistics import collect_statistics
 from sklearn_diffuq._training import train_module
 from sklearn_diffuq._transition import unified_transition
 from sklearn_diffuq.exceptions import CalibrationWarning
 
 ACCURACY_MARGIN = 0.005  # accuracy that a smaller transition may cost
-KL_MARGIN = 0.02  # nats that its probabilities may differ from the wrapped model's
+KL_MARGIN = 0.05  # nats that its temperature-scaled probabilities may differ before training
+NLL_MARGIN = 0.01  # nats that it may be worse after training
 MAX_RANK_ROWS = 1000  # held-out rows on which a rank is judged
 MAX_STATISTICS_ROWS = 2048  # training rows of the one pass that estimates the path
 WEIGHT_AVERAGE = 0.99
@@ -62,7 +63,7 @@ def fit_path(
         Number of paths to calibrate "sampling" for; None leaves that out.
     seed : int
     **options : dict
-        Further arguments of `fit_transition`. All other parameters are those of
+        Further arguments of `train_transition`. All other parameters are those of
         `DiffusionCalibratedClassifier`.
 
     Returns
@@ -71,34 +72,43 @@ def fit_path(
     """
     device = backbone_device(backbone)
     grid = time_grid(backbone.n_blocks, n_steps or backbone.n_blocks)
-    rows = np.random.default_rng(seed).permutation(len(training))[:MAX_STATISTICS_ROWS]
-    batches = (batch for _, batch in chunks(training.inputs.take(np.sort(rows)), device))
     unified = transition == "unified"
+    some = _random_rows(training, MAX_STATISTICS_ROWS, seed)
+    batches = real_rows(some.inputs, device)
     statistics = collect_statistics(backbone, batches, grid, with_moments=unified)
     generator = torch.Generator().manual_seed(seed)
     noise_model = fit_covariance(statistics, noise_rank, generator).to(device)
     mean, history = BlockwiseMean(backbone, grid), []
     calibration_options = {"distance": covariance == "gp", "seed": seed, "device": device}
     if unified:
-        if rank == "auto":
-            rank = choose_rank(backbone, statistics.moments, held_out, n_shared_blocks, device)
         frozen = calibrate(
             GaussianPath(mean, noise_model), backbone, held_out, **calibration_options
         )
-        mean = unified_transition(
-            backbone, grid, rank, statistics.moments, min(n_shared_blocks, len(grid) - 1)
-        ).to(device)
+        temperature = frozen["mean"].temperature
+        auto = rank == "auto"
+        if auto:
+            judged = _random_rows(held_out, MAX_RANK_ROWS, seed)
+            rank = choose_rank(
+                backbone, statistics.moments, judged, n_shared_blocks, temperature, device
+            )
+        mean = unified_transition(backbone, grid, rank, statistics.moments, n_shared_blocks)
         history = train_transition(
             backbone,
-            mean,
+            mean.to(device),
             noise_model.replace(scales=frozen["moments"].scales),
             training,
             held_out,
-            temperature=frozen["mean"].temperature,
+            temperature=temperature,
             device=device,
             seed=seed,
             **options,
         )
+        if auto and history and mean.n_steps == backbone.n_blocks:
+            best = min(entry["valid_loss"] for entry in history)
+            if best > frozen["mean"].nll + NLL_MARGIN:
+                rank = None  # training did not make up for the rank: keep the wrapped model
+                mean = unified_transition(backbone, grid, rank, statistics.moments).to(device)
+                start_variance(mean, noise_model)
         noise_model = noise_model.replace(token_variances=mean.variances())
     path = GaussianPath(mean, noise_model)
     calibrations = calibrate(
@@ -111,7 +121,7 @@ def fit_path(
     return FittedPath(path, calibrations, rank if unified else None, history)
 
 
-def choose_rank(backbone, moments, held_out, n_shared_blocks, device):
+def choose_rank(backbone, moments, held_out, n_shared_blocks, temperature, device):
     """Return the smallest rank whose untrained path, one step per block, stays within the margins.
 
     Ranks are powers of two, tried by bisection; the full rank (None) is the wrapped model itself
@@ -122,7 +132,10 @@ def choose_rank(backbone, moments, held_out, n_shared_blocks, device):
     backbone : Backbone
     moments : InputMoments
     held_out : LabelledInputs
+        Rows to judge on.
     n_shared_blocks : int
+    temperature : float
+        Temperature of the wrapped model's logits.
     device : str
 
     Returns
@@ -130,9 +143,8 @@ def choose_rank(backbone, moments, held_out, n_shared_blocks, device):
     rank : int or None
     """
     grid = time_grid(backbone.n_blocks, backbone.n_blocks)
-    part = held_out.take(np.arange(min(len(held_out), MAX_RANK_ROWS)))
     frozen = logits_of(
-        GaussianPath(BlockwiseMean(backbone, grid)), backbone, part.inputs, None, device
+        GaussianPath(BlockwiseMean(backbone, grid)), backbone, held_out.inputs, None, device
     )
     n_blocks_parameters = sum(p.numel() for b in backbone.blocks for p in b.parameters())
     ranks = [2**i for i in range(2, max(3, backbone.width.bit_length()))]
@@ -141,11 +153,14 @@ def choose_rank(backbone, moments, held_out, n_shared_blocks, device):
         transition = unified_transition(backbone, grid, rank, moments, n_shared_blocks).to(device)
         if transition.n_parameters >= n_blocks_parameters:
             return None
-        logits = logits_of(GaussianPath(transition), backbone, part.inputs, None, device)
-        accuracy = [(z[0].argmax(1) == part.y).float().mean() for z in (logits, frozen)]
-        log_p, log_q = (torch.log_softmax(z[0].double(), 1) for z in (logits, frozen))
+        logits = logits_of(GaussianPath(transition), backbone, held_out.inputs, None, device)
+        right, was_right = ((z[0].argmax(1) == held_out.y).double() for z in (logits, frozen))
+        scaled = (z[0].double() / temperature for z in (logits, frozen))
+        log_p, log_q = (torch.log_softmax(z, 1) for z in scaled)
         kl = nn.functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
-        return bool(accuracy[0] >= accuracy[1] - ACCURACY_MARGIN and kl <= KL_MARGIN)
+        return bool(
+            float((was_right - right).mean()) <= _margin(was_right - right) and kl <= KL_MARGIN
+        )
 
     low, high = 0, len(ranks)  # the answer is in ranks[low:high], or full rank
     while low < high:
@@ -171,13 +186,9 @@ def train_transition(
     weights,
     max_epochs,
     batch_size,
-    lr,
-    callbacks,
     device,
     precision,
-    compile,
-    seed,
-    verbose,
+    **options,
 ):
     """Train a unified transition in place.
 
@@ -193,6 +204,8 @@ def train_transition(
         Temperature of the wrapped model's logits.
     weights : dict
         `path_weight`, `distillation_weight` and `label_weight` of `PathObjective`.
+    **options : dict
+        Further arguments of `train_module`.
 
     Returns
     -------
@@ -200,8 +213,7 @@ def train_transition(
         One entry per epoch.
     """
     grid = transition.grid
-    start = VARIANCE_START * covariance.token_variances.clamp_min(1e-12)
-    transition.log_variance.data.copy_(start.log())
+    start_variance(transition, covariance)
     if transition.rank is None and transition.n_steps == backbone.n_blocks:
         transition.requires_grad_(False)
         return []
@@ -219,6 +231,7 @@ def train_transition(
         precision=precision,
         **weights,
     )
+    n_rows = min(batch_size, max(64, len(training) // 16))  # small data need steps, not rows
     some = np.arange(min(len(held_out), 256))
     scores = []
 
@@ -232,16 +245,12 @@ def train_transition(
     history = train_module(
         transition,
         objective,
-        lambda epoch, rng: training_batches(training.inputs, batch_size, rng),
+        lambda epoch, rng: training_batches(training.inputs, n_rows, rng),
         max_epochs=max_epochs,
-        lr=lr,
         validate=validate,
         average=WEIGHT_AVERAGE,
-        callbacks=callbacks,
         device=device,
-        seed=seed,
-        verbose=verbose,
-        compile=compile,
+        **options,
     )
     for entry, r2 in zip(history, scores[1:], strict=False):
         entry["rolled_out_r2"] = r2
@@ -249,6 +258,17 @@ def train_transition(
     _warn_of_lost_accuracy(logits[0], frozen_logits[0], held_out.y, transition.rank)
     transition.requires_grad_(False)
     return history
+
+
+def _margin(lost):
+    """Return the accuracy that may be lost: the margin, or one standard error if that is more."""
+    return max(ACCURACY_MARGIN, float(lost.std(correction=0)) / np.sqrt(len(lost)))
+
+
+def start_variance(transition, covariance):
+    """Set the transition's variances to a share of those of the increments."""
+    start = VARIANCE_START * covariance.token_variances.clamp_min(1e-12)
+    transition.log_variance.data.copy_(start.log())
 
 
 def _warn_of_lost_accuracy(logits, frozen_logits, y, rank):
@@ -264,6 +284,12 @@ def _warn_of_lost_accuracy(logits, frozen_logits, y, rank):
             CalibrationWarning,
             stacklevel=2,
         )
+
+
+def _random_rows(labelled, n_rows, seed):
+    """Return at most `n_rows` rows, drawn at random: data are often sorted by class."""
+    rows = np.random.default_rng(seed).permutation(len(labelled))[:n_rows]
+    return labelled.take(np.sort(rows))
 
 
 def backbone_device(backbone):
