@@ -30,7 +30,7 @@ from sklearn_diffuq import DiffusionCalibratedClassifier, FTTransformerClassifie
 from sklearn_diffuq.metrics import expected_calibration_error
 
 BUNDLED = {"breast_cancer": load_breast_cancer, "digits": load_digits}
-KEEL = ("contraceptive", "phoneme", "satimage")
+KEEL = ("heart", "contraceptive", "phoneme")
 METHODS = (
     "as is",
     "temperature",
