@@ -74,7 +74,7 @@ def test_only_the_given_rows_teach():
     owner, encoder = Owner(), TableEncoder(0)
     batch = arrays(encoder.fit_transform(owner, FRAME, np.array([0, 3])))
     assert encoder.cardinalities == [2, 2, 2]
-    alone, same = fitted(Owner(), FRAME.iloc[[0, 3]])
+    _, same = fitted(Owner(), FRAME.iloc[[0, 3]])
     np.testing.assert_array_equal(batch["x_num"], same["x_num"])
     assert encoded(owner, encoder, FRAME)["x_cat"].tolist() == [
         [1, 1, 1],
