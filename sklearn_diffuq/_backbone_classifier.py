@@ -12,6 +12,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, colu
 from torch.nn import functional as F
 
 from sklearn_diffuq._inputs import inference_batches, training_batches
+from sklearn_diffuq._readout import AlignedBackbone, fit_linear_readout
 from sklearn_diffuq._training import train_module
 
 
@@ -129,6 +130,33 @@ class BackboneClassifier(ClassifierMixin, BaseEstimator):
         """Number of logits, which is the number of classes."""
         check_is_fitted(self)
         return len(self.classes_)
+
+    def refit_readout(self, inputs, target, weight):
+        """Replace the readout by a logistic regression on the pooled features.
+
+        Parameters
+        ----------
+        inputs : EncodedInputs of length n
+            Rows to fit on.
+        target : ndarray of shape (n,)
+            Class indices.
+        weight : ndarray of shape (n,)
+            Sample weights.
+        """
+        backbone = self.backbone_
+
+        def features(batch):
+            h, context = backbone.embed(batch)
+            for k in range(backbone.n_blocks):
+                h = backbone.block(k, h, context)
+            return backbone.features(h, context)
+
+        values = stream(backbone, inputs, features, self._n_tokens)
+        device = next(backbone.module.parameters()).device
+        readout = fit_linear_readout(values, target, weight, target.max() + 1).to(device)
+        self.backbone_ = AlignedBackbone(backbone.module, blocks=backbone.path, readout=readout)
+        rows = np.repeat(np.arange(min(len(inputs), 2)), 2)[:2]
+        self.backbone_.probe(inputs.batch(rows, device=device))
 
     def decision_function(self, X):
         """Return the logits.

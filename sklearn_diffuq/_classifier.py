@@ -10,25 +10,24 @@ from sklearn.utils import Bunch, check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_diffuq._calibration import linearise, moment_draws
-from sklearn_diffuq._covariance import NoiseScales
-from sklearn_diffuq._fitting import backbone_device, fit_path
-from sklearn_diffuq._propagation import (
-    PathNoise,
-    chunks,
-    path_distances,
-    path_probabilities,
-    propagate,
-)
+from sklearn_diffuq._fitting import fit_path
+from sklearn_diffuq._prediction import familiarity, path_predictions
 from sklearn_diffuq._transformers import FTTransformerClassifier
 from sklearn_diffuq._wrapping import (
     check_rows,
+    choose_readout,
     fit_wrapped,
     label,
     safe_indexing,
     stratified_split,
 )
 from sklearn_diffuq.metrics import uncertainty_decomposition
+
+_LOSS_WEIGHTS = ("path_weight", "distillation_weight", "label_weight")
+_PATH_PARAMETERS = (
+    "transition n_steps rank n_shared_blocks covariance noise_rank max_epochs batch_size lr "
+    "callbacks precision compile verbose"
+).split()
 
 
 class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
@@ -81,10 +80,10 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         logits. "mean" follows the mean without noise, in one pass.
     n_samples : int, default=8
         Number of paths. They come in antithetic pairs, so that few are enough.
-    readout : {"auto", "frozen", "refit"}, default="auto"
+    readout : {"auto", "frozen", "finetune", "refit"}, default="auto"
         "auto" uses the wrapped model's head where it fits the labels, and otherwise warns and
-        refits a linear one on the pooled features; "frozen" raises instead; "refit" always refits.
-        With a torch model only.
+        fits a logistic regression on its pooled features; "frozen" raises instead; "refit" always
+        fits one; "finetune" trains a copy of the readout along with the unified transition.
     path_weight, distillation_weight, label_weight : float, default=0.3, 1.0, 0.5
         Weights of the losses of the unified transition: the divergence of its steps from the
         wrapped model's, the divergence of its probabilities from the temperature-scaled wrapped
@@ -188,7 +187,7 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         "noise_rank": [Interval(Integral, 1, None, closed="left")],
         "inference": [StrOptions({"sampling", "moments", "mean"})],
         "n_samples": [Interval(Integral, 1, None, closed="left")],
-        "readout": [StrOptions({"auto", "frozen", "refit"})],
+        "readout": [StrOptions({"auto", "frozen", "finetune", "refit"})],
         "path_weight": [Interval(Real, 0, None, closed="left")],
         "distillation_weight": [Interval(Real, 0, None, closed="left")],
         "label_weight": [Interval(Real, 0, None, closed="left")],
@@ -300,23 +299,19 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         wrapped = fit_wrapped(self, X, y, sample_weight, seed)
         training = label(wrapped, X, y, sample_weight)
         held_out = label(wrapped, *calibration)
-        weights = ("path_weight", "distillation_weight", "label_weight")
-        options = ("max_epochs", "batch_size", "lr", "callbacks", "precision", "compile", "verbose")
-        with wrapped.backbone_.frozen():
+        teacher = wrapped.backbone_
+        wrapped = choose_readout(wrapped, self.readout, training)
+        weights = {n: getattr(self, n) for n in _LOSS_WEIGHTS}
+        with teacher.frozen(), wrapped.backbone_.frozen():
             fitted = fit_path(
                 wrapped.backbone_,
                 training,
                 held_out,
-                transition=self.transition,
-                n_steps=self.n_steps,
-                rank=self.rank,
-                n_shared_blocks=self.n_shared_blocks,
-                covariance=self.covariance,
-                noise_rank=self.noise_rank,
+                teacher=teacher if self.readout == "finetune" else wrapped.backbone_,
                 n_samples=self.n_samples if self.inference == "sampling" else None,
-                weights={name: getattr(self, name) for name in weights},
+                weights=weights,
                 seed=seed,
-                **{name: getattr(self, name) for name in options},
+                **{n: getattr(self, n) for n in _PATH_PARAMETERS},
             )
         self._set_fitted(wrapped, fitted, seed)
         return self
@@ -348,37 +343,19 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         return self.calibration_[self.inference].scales
 
     def _predictive(self, X, reduce, inference=None, n_samples=None):
-        """Return ``reduce(probabilities (K, m, C), variance (m, S), distance (m, S))`` of rows."""
+        """Return what `reduce` makes of the probabilities and variances of the paths of `X`."""
         check_is_fitted(self)
         inference = inference or self.inference
-        n_samples = n_samples or self.n_samples
-        calibration = self.calibration_[inference]
-        scales = calibration.scales
-        inputs = self.wrapped_.encode(X)
-        backbone = self.wrapped_.backbone_
-        device = backbone_device(backbone)
-        path = self._path.with_scales(scales).to(device)
-        noise = None
-        if inference == "sampling" and scales != NoiseScales():
-            noise = PathNoise.of(path, n_samples, self._seed)
-        draws = moment_draws(len(self.classes_), self._seed) if inference == "moments" else None
-        results = None
-        with backbone.frozen():
-            for rows, batch in chunks(inputs, device, 1 if noise is None else n_samples):
-                m = len(rows)
-                if draws is not None and scales != NoiseScales():
-                    law = linearise(path, backbone, batch)
-                    logits, variance = law.sample(scales, draws), law.variance
-                else:
-                    with torch.no_grad():
-                        logits, variance = propagate(path, backbone, batch, noise)
-                proba = path_probabilities(logits[:, :m].cpu(), calibration.temperature).numpy()
-                values = reduce(proba / proba.sum(2, keepdims=True), variance[:m].cpu().numpy())
-                if results is None:
-                    results = [np.empty((len(inputs), *v.shape[1:])) for v in values]
-                for result, value in zip(results, values, strict=True):
-                    result[rows] = value
-        return results
+        return path_predictions(
+            self._path,
+            self.wrapped_.backbone_,
+            self.wrapped_.encode(X),
+            self.calibration_[inference],
+            reduce,
+            inference=inference,
+            n_samples=n_samples or self.n_samples,
+            seed=self._seed,
+        )
 
     def predict_proba(self, X):
         """Return the calibrated class probabilities.
@@ -484,15 +461,7 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         inputs = self.wrapped_.encode(X)
-        backbone = self.wrapped_.backbone_
-        device = backbone_device(backbone)
-        path = self._path.to(device)
-        scores = np.empty(len(inputs))
-        with backbone.frozen():
-            for rows, batch in chunks(inputs, device):
-                distances = path_distances(path, backbone, batch)
-                scores[rows] = -distances.mean(1)[: len(rows)].cpu().numpy()
-        return scores
+        return familiarity(self._path, self.wrapped_.backbone_, inputs)
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

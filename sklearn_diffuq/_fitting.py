@@ -49,6 +49,7 @@ def fit_path(
     covariance,
     noise_rank,
     n_samples,
+    teacher,
     seed,
     **options,
 ):
@@ -61,6 +62,8 @@ def fit_path(
     training, held_out : LabelledInputs
     n_samples : int or None
         Number of paths to calibrate "sampling" for; None leaves that out.
+    teacher : Backbone
+        `backbone`, or the wrapped model of which it is a copy whose readout is to be trained.
     seed : int
     **options : dict
         Further arguments of `train_transition`. All other parameters are those of
@@ -98,6 +101,7 @@ def fit_path(
             noise_model.replace(scales=frozen["moments"].scales),
             training,
             held_out,
+            teacher=teacher,
             temperature=temperature,
             device=device,
             seed=seed,
@@ -182,6 +186,7 @@ def train_transition(
     training,
     held_out,
     *,
+    teacher,
     temperature,
     weights,
     max_epochs,
@@ -200,6 +205,8 @@ def train_transition(
     ----------
     covariance : StateCovariance
         Of the frozen path, with the noise that the transition is trained under.
+    teacher : Backbone
+        Other than `backbone`, if the readout of that is trained too.
     temperature : float
         Temperature of the wrapped model's logits.
     weights : dict
@@ -214,13 +221,16 @@ def train_transition(
     """
     grid = transition.grid
     start_variance(transition, covariance)
-    if transition.rank is None and transition.n_steps == backbone.n_blocks:
+    exact = transition.rank is None and transition.n_steps == backbone.n_blocks
+    if exact and teacher is backbone:
         transition.requires_grad_(False)
         return []
     if precision == "auto":
         precision = "bfloat16" if device.startswith("cuda") else "float32"
-    teacher = BlockwiseMean(backbone, grid)
-    frozen_logits = logits_of(GaussianPath(teacher), backbone, held_out.inputs, None, device)
+    frozen = BlockwiseMean(backbone, grid)
+    frozen_logits = logits_of(GaussianPath(frozen), backbone, held_out.inputs, None, device)
+    if teacher is not backbone:
+        transition.readout = _readout_parameters(backbone, held_out, device).requires_grad_(True)
     objective = PathObjective(
         backbone,
         transition,
@@ -228,6 +238,7 @@ def train_transition(
         training,
         temperature,
         max_epochs=max_epochs,
+        teacher=teacher,
         precision=precision,
         **weights,
     )
@@ -239,7 +250,7 @@ def train_transition(
         logits = logits_of(GaussianPath(transition), backbone, held_out.inputs, None, device)
         _, nll = fit_temperature(logits, held_out.y, held_out.weight)
         h, context = backbone.embed(held_out.inputs.batch(some, device=device))
-        scores.append(rolled_out_r2(transition, teacher, h, context))
+        scores.append(rolled_out_r2(transition, frozen, h, context))
         return nll
 
     history = train_module(
@@ -257,7 +268,18 @@ def train_transition(
     logits = logits_of(GaussianPath(transition), backbone, held_out.inputs, None, device)
     _warn_of_lost_accuracy(logits[0], frozen_logits[0], held_out.y, transition.rank)
     transition.requires_grad_(False)
+    if teacher is not backbone:
+        del transition.readout  # trained in place: it belongs to the backbone
     return history
+
+
+def _readout_parameters(backbone, held_out, device):
+    """Return the parameters of the readout as a module that can be trained."""
+    if backbone.custom_readout is not None:
+        return nn.ParameterList(backbone.custom_readout.parameters())
+    rows = np.arange(min(len(held_out), 2))
+    names = backbone.readout_parameter_names(held_out.inputs.batch(rows, device=device))
+    return nn.ParameterList(backbone.module.get_parameter(name) for name in names)
 
 
 def _margin(lost):

@@ -35,6 +35,8 @@ class PathObjective:
     path_weight, distillation_weight, label_weight : float
         Weights of the losses.
     max_epochs : int
+    teacher : Backbone, default=None
+        The wrapped model where `backbone` is a copy whose readout is trained; None is `backbone`.
     precision : {"float32", "bfloat16"}, default="float32"
         "bfloat16" computes the blocks under automatic mixed precision.
     """
@@ -51,9 +53,11 @@ class PathObjective:
         distillation_weight,
         label_weight,
         max_epochs,
+        teacher=None,
         precision="float32",
     ):
         self.backbone = backbone
+        self.teacher_readout = (backbone if teacher is None else teacher).readout
         self.transition = transition
         self.teacher = BlockwiseMean(backbone, transition.grid)
         self.covariance = covariance
@@ -141,7 +145,7 @@ class PathObjective:
         log_p = torch.log_softmax(self.backbone.readout(h, tiled).unflatten(0, (k, n)), -1)
         log_p = torch.logsumexp(log_p, 0) - math.log(k)
         with torch.no_grad():
-            teacher = self.backbone.readout(states[-1], context) / self.temperature
+            teacher = self.teacher_readout(states[-1], context) / self.temperature
         distillation = nn.functional.kl_div(
             log_p, torch.log_softmax(teacher, -1), reduction="none", log_target=True
         ).sum(1)

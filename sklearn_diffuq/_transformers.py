@@ -15,7 +15,6 @@ from sklearn_diffuq._backbone_classifier import (
     BackboneClassifier,
     check_labels,
     resolve_device,
-    stream,
     train_classifier,
 )
 from sklearn_diffuq._encoders import (
@@ -27,7 +26,7 @@ from sklearn_diffuq._encoders import (
 )
 from sklearn_diffuq._ft_classifier import FTTransformerClassifier
 from sklearn_diffuq._loading import ModelInputs, load_model, load_preprocessor
-from sklearn_diffuq._readout import AlignedBackbone, fit_linear_readout, match_columns
+from sklearn_diffuq._readout import AlignedBackbone, match_columns
 from sklearn_diffuq.exceptions import ReadoutWarning
 
 __all__ = ["FTTransformerClassifier", "TransformerClassifier"]
@@ -330,19 +329,7 @@ class TransformerClassifier(BackboneClassifier):
             ReadoutWarning,
             stacklevel=4,
         )
-
-        def features(batch):
-            h, context = backbone.embed(batch)
-            for k in range(backbone.n_blocks):
-                h = backbone.block(k, h, context)
-            return backbone.features(h, context)
-
-        values = stream(backbone, inputs, features, self._n_tokens)
-        parameter = next(self.module_.parameters())
-        readout = fit_linear_readout(values, target, weight, len(classes)).to(parameter.device)
-        self.backbone_ = AlignedBackbone(self.module_, blocks=backbone.path, readout=readout)
-        rows = np.repeat(np.arange(min(len(inputs), 2)), 2)[:2]
-        self.backbone_.probe(inputs.batch(rows, device=parameter.device))
+        self.refit_readout(inputs, target, weight)
 
     def _train(self, inputs, target, weight, seed):
         trained = torch.nn.ModuleList([self.module_])

@@ -1,5 +1,6 @@
 """From what the user gives to what the path needs: a fitted wrapped classifier and its rows."""
 
+import copy
 import warnings
 from collections.abc import Mapping
 
@@ -89,6 +90,12 @@ def stratified_split(y, fraction, seed):
         rows = rng.permutation(np.flatnonzero(y == value))
         held.append(rows[: min(round(fraction * len(rows)), len(rows) - 1)])
     held = np.sort(np.concatenate(held))
+    if len(held) == 0:
+        raise ValueError(
+            f"No rows are left to hold out for calibration: validation_fraction={fraction} of "
+            f"{len(y)} samples rounds to none in every class. Give more rows, a larger "
+            "validation_fraction, or X_calibration and y_calibration."
+        )
     if len(held) < MIN_CALIBRATION_ROWS:
         warnings.warn(
             f"Only {len(held)} rows are held out for calibration; fewer than "
@@ -131,6 +138,24 @@ def fit_wrapped(owner, X, y, sample_weight, seed):
             "FTTransformerClassifier, or a FrozenEstimator of one of these. Put preprocessing "
             "steps before DiffusionCalibratedClassifier in a Pipeline, not inside it."
         )
+    return wrapped
+
+
+def choose_readout(wrapped, readout, training):
+    """Return the wrapped classifier with the readout that the parameter `readout` asks for.
+
+    The wrapped classifier itself is not changed.
+    """
+    if readout == "frozen" and wrapped.backbone_.custom_readout is not None:
+        raise ValueError(
+            "readout='frozen', but the wrapped model has no head that fits the labels. Give a "
+            "model with a fitting head, or readout='auto', which fits one."
+        )
+    if readout == "refit":
+        wrapped = copy.copy(wrapped)
+        wrapped.refit_readout(training.inputs, training.y.numpy(), training.weight.numpy())
+    if readout == "finetune":
+        wrapped = copy.deepcopy(wrapped)
     return wrapped
 
 

@@ -23,7 +23,7 @@ from timm.models import VisionTransformer
 from sklearn_diffuq import DiffusionCalibratedClassifier, FTTransformerClassifier
 from sklearn_diffuq._calibration import Calibration
 from sklearn_diffuq._covariance import NoiseScales
-from sklearn_diffuq.exceptions import BackboneError, CalibrationWarning
+from sklearn_diffuq.exceptions import BackboneError, CalibrationWarning, ReadoutWarning
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning"),
@@ -263,6 +263,39 @@ def test_metadata_routing_passes_weights(table):
         clf = make_pipeline(scaler, _quick().set_fit_request(sample_weight=True))
         clf.fit(X, y, sample_weight=np.linspace(0.1, 1, len(y)))
     assert clf.predict(X).shape == y.shape
+
+
+# Readouts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("readout", ["auto", "frozen", "finetune", "refit"])
+def test_readouts_leave_the_wrapped_model_alone(wrapped, table, readout):
+    before = copy.deepcopy(wrapped.module_.state_dict())
+    expected = wrapped.predict_proba(table[2])
+    clf = _fit(wrapped, table, rank=2, inference="mean", readout=readout)
+    assert all(torch.equal(v, before[k]) for k, v in wrapped.module_.state_dict().items())
+    np.testing.assert_array_equal(wrapped.predict_proba(table[2]), expected)
+    own = clf.wrapped_.predict_proba(table[2])
+    assert np.array_equal(own, expected) == (readout in ("auto", "frozen"))
+    assert not any("readout" in name for name, _ in clf.transition_.named_parameters())
+
+
+def test_finetuning_trains_the_readout_only_beside_the_transition(wrapped, table):
+    clf = _fit(wrapped, table, rank=2, inference="mean", readout="finetune")
+    before = wrapped.module_.state_dict()
+    changed = {k for k, v in clf.wrapped_.module_.state_dict().items() if (v != before[k]).any()}
+    assert changed
+    assert all(k.startswith(("norm", "head")) for k in changed), changed
+
+
+def test_a_frozen_readout_has_to_fit(images):
+    model, X, y = images
+    clf = DiffusionCalibratedClassifier(model, readout="frozen")
+    with (
+        pytest.warns(ReadoutWarning),
+        pytest.raises(ValueError, match="no head that fits the labels"),
+    ):
+        clf.fit(X, np.array(list("abcde"))[np.arange(len(y)) % 5])
 
 
 # Bad input -------------------------------------------------------------------------------------
