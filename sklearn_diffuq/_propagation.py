@@ -206,6 +206,12 @@ def chunks(inputs, device="cpu", n_paths=1):
         yield rows, inputs.batch(padded_rows, length, device)
 
 
+def real_rows(inputs, device="cpu"):
+    """Yield the batches of `chunks` without the repeated rows that fill them up."""
+    for rows, batch in chunks(inputs, device):
+        yield {name: value[: len(rows)] for name, value in batch.items()}
+
+
 @torch.no_grad()
 def logits_of(path, backbone, inputs, noise=None, device="cpu"):
     """Return the logits of all rows at the end of the path, shape (K, n, n_classes), on the CPU."""

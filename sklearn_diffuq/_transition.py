@@ -122,6 +122,7 @@ def unified_transition(backbone, grid, rank, moments, n_shared_blocks=1, n_alter
     moments : InputMoments
         Linear layers without input moments get the identity as metric.
     n_shared_blocks : int, default=1
+        At most one per step is used.
     n_alternations : int, default=8
 
     Returns
@@ -136,7 +137,7 @@ def unified_transition(backbone, grid, rank, moments, n_shared_blocks=1, n_alter
         (matrices if is_matrix else vectors)[name] = stack
     templates = [backbone.blocks[stop - 1] for stop in grid[1:]]
     transition = UnifiedTransition(
-        templates, matrices, vectors, backbone, grid, rank, n_shared_blocks
+        templates, matrices, vectors, backbone, grid, rank, min(n_shared_blocks, len(templates))
     )
     linear = {w: (b, axis) for w, b, _, axis in linear_layers(backbone.blocks[0])}
     for name, stack in matrices.items():
