@@ -9,7 +9,7 @@ import torch
 from scipy.sparse import issparse
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import _safe_indexing
+from sklearn.utils import _safe_indexing, assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     _check_sample_weight,
@@ -43,6 +43,7 @@ def check_rows(X, y, sample_weight):
         check_consistent_length(X, y)
     if len(y) == 0:
         raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required.")
+    assert_all_finite(y, input_name="y")
     check_classification_targets(y)
     if sample_weight is None:
         weight = np.ones(len(y))
