@@ -44,12 +44,9 @@ def fit_path(
     *,
     transition,
     n_steps,
-    rank,
-    n_shared_blocks,
     covariance,
     noise_rank,
     n_samples,
-    teacher,
     seed,
     **options,
 ):
@@ -62,11 +59,9 @@ def fit_path(
     training, held_out : LabelledInputs
     n_samples : int or None
         Number of paths to calibrate "sampling" for; None leaves that out.
-    teacher : Backbone
-        `backbone`, or the wrapped model of which it is a copy whose readout is to be trained.
     seed : int
     **options : dict
-        Further arguments of `train_transition`. All other parameters are those of
+        Further arguments of `fit_transition`. All other parameters are those of
         `DiffusionCalibratedClassifier`.
 
     Returns
@@ -87,32 +82,18 @@ def fit_path(
         frozen = calibrate(
             GaussianPath(mean, noise_model), backbone, held_out, **calibration_options
         )
-        temperature = frozen["mean"].temperature
-        auto = rank == "auto"
-        if auto:
-            judged = _random_rows(held_out, MAX_RANK_ROWS, seed)
-            rank = choose_rank(
-                backbone, statistics.moments, judged, n_shared_blocks, temperature, device
-            )
-        mean = unified_transition(backbone, grid, rank, statistics.moments, n_shared_blocks)
-        history = train_transition(
+        mean, history = fit_transition(
             backbone,
-            mean.to(device),
+            grid,
+            statistics.moments,
             noise_model.replace(scales=frozen["moments"].scales),
             training,
             held_out,
-            teacher=teacher,
-            temperature=temperature,
+            frozen=frozen["mean"],
             device=device,
             seed=seed,
             **options,
         )
-        if auto and history and mean.n_steps == backbone.n_blocks:
-            best = min(entry["valid_loss"] for entry in history)
-            if best > frozen["mean"].nll + NLL_MARGIN:
-                rank = None  # training did not make up for the rank: keep the wrapped model
-                mean = unified_transition(backbone, grid, rank, statistics.moments).to(device)
-                start_variance(mean, noise_model)
         noise_model = noise_model.replace(token_variances=mean.variances())
     path = GaussianPath(mean, noise_model)
     calibrations = calibrate(
@@ -122,7 +103,91 @@ def fit_path(
         noise=None if n_samples is None else PathNoise.of(path, n_samples, seed),
         **calibration_options,
     )
-    return FittedPath(path, calibrations, rank if unified else None, history)
+    return FittedPath(path, calibrations, mean.rank if unified else None, history)
+
+
+def fit_transition(
+    backbone,
+    grid,
+    moments,
+    covariance,
+    training,
+    held_out,
+    *,
+    rank,
+    n_shared_blocks,
+    frozen,
+    teacher,
+    device,
+    seed,
+    **options,
+):
+    """Start a unified transition from the frozen blocks, of a fitting rank, and train it.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    grid : tuple of int
+    moments : InputMoments
+    covariance : StateCovariance
+        Of the frozen path, with the noise that the transition is trained under.
+    training, held_out : LabelledInputs
+    rank : int, "auto" or None
+        With "auto" and one step per block, the wrapped model's blocks come back where training
+        does not make up for the rank.
+    n_shared_blocks : int
+    frozen : Calibration
+        Temperature and held-out loss of the wrapped model.
+    teacher : Backbone
+        `backbone`, or the wrapped model of which it is a copy whose readout is to be trained.
+    device : str
+    seed : int
+    **options : dict
+        Further arguments of `train_transition`.
+
+    Returns
+    -------
+    transition : UnifiedTransition
+        Without gradients.
+    history : list of dict
+        One entry per epoch; empty where nothing was trained.
+    """
+    chosen = rank
+    if rank == "auto":
+        judged = _random_rows(held_out, MAX_RANK_ROWS, seed)
+        chosen = choose_rank(backbone, moments, judged, n_shared_blocks, frozen.temperature, device)
+    transition = unified_transition(backbone, grid, chosen, moments, n_shared_blocks).to(device)
+    start_variance(transition, covariance)
+    # At full rank the transition is the wrapped model.
+    can_be_exact = transition.n_steps == backbone.n_blocks and teacher is backbone
+    history = []
+    if chosen is not None or not can_be_exact:
+        before = _logits(BlockwiseMean(backbone, grid), backbone, held_out, device)
+        history = train_transition(
+            backbone,
+            transition,
+            covariance,
+            training,
+            held_out,
+            teacher=teacher,
+            temperature=frozen.temperature,
+            device=device,
+            seed=seed,
+            **options,
+        )
+        best = min(entry["valid_loss"] for entry in history)
+        if rank == "auto" and can_be_exact and best > frozen.nll + NLL_MARGIN:
+            transition = unified_transition(backbone, grid, None, moments).to(device)
+            start_variance(transition, covariance)
+        else:
+            after = _logits(transition, backbone, held_out, device)
+            _warn_of_lost_accuracy(after, before, held_out.y, chosen)
+    return transition.requires_grad_(False), history
+
+
+def _logits(mean, backbone, labelled, device):
+    """Return the logits (n, n_classes) at the end of a deterministic path."""
+    return logits_of(GaussianPath(mean), backbone, labelled.inputs, None, device)[0]
 
 
 def choose_rank(backbone, moments, held_out, n_shared_blocks, temperature, device):
@@ -147,9 +212,7 @@ def choose_rank(backbone, moments, held_out, n_shared_blocks, temperature, devic
     rank : int or None
     """
     grid = time_grid(backbone.n_blocks, backbone.n_blocks)
-    frozen = logits_of(
-        GaussianPath(BlockwiseMean(backbone, grid)), backbone, held_out.inputs, None, device
-    )
+    frozen = _logits(BlockwiseMean(backbone, grid), backbone, held_out, device)
     n_blocks_parameters = sum(p.numel() for b in backbone.blocks for p in b.parameters())
     ranks = [2**i for i in range(2, max(3, backbone.width.bit_length()))]
 
@@ -157,9 +220,9 @@ def choose_rank(backbone, moments, held_out, n_shared_blocks, temperature, devic
         transition = unified_transition(backbone, grid, rank, moments, n_shared_blocks).to(device)
         if transition.n_parameters >= n_blocks_parameters:
             return None
-        logits = logits_of(GaussianPath(transition), backbone, held_out.inputs, None, device)
-        right, was_right = ((z[0].argmax(1) == held_out.y).double() for z in (logits, frozen))
-        scaled = (z[0].double() / temperature for z in (logits, frozen))
+        logits = _logits(transition, backbone, held_out, device)
+        right, was_right = ((z.argmax(1) == held_out.y).double() for z in (logits, frozen))
+        scaled = (z.double() / temperature for z in (logits, frozen))
         log_p, log_q = (torch.log_softmax(z, 1) for z in scaled)
         kl = nn.functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
         return bool(
@@ -197,7 +260,6 @@ def train_transition(
 ):
     """Train a unified transition in place.
 
-    A transition of full rank with one step per block is the wrapped model: it is not trained.
     The epoch is chosen by the held-out negative log-likelihood of the mean path after temperature
     scaling; the start is a candidate.
 
@@ -219,16 +281,9 @@ def train_transition(
     history : list of dict
         One entry per epoch.
     """
-    grid = transition.grid
-    start_variance(transition, covariance)
-    exact = transition.rank is None and transition.n_steps == backbone.n_blocks
-    if exact and teacher is backbone:
-        transition.requires_grad_(False)
-        return []
     if precision == "auto":
         precision = "bfloat16" if device.startswith("cuda") else "float32"
-    frozen = BlockwiseMean(backbone, grid)
-    frozen_logits = logits_of(GaussianPath(frozen), backbone, held_out.inputs, None, device)
+    frozen = BlockwiseMean(backbone, transition.grid)
     if teacher is not backbone:
         transition.readout = _readout_parameters(backbone, held_out, device).requires_grad_(True)
     objective = PathObjective(
@@ -247,8 +302,8 @@ def train_transition(
     scores = []
 
     def validate(epoch):
-        logits = logits_of(GaussianPath(transition), backbone, held_out.inputs, None, device)
-        _, nll = fit_temperature(logits, held_out.y, held_out.weight)
+        logits = _logits(transition, backbone, held_out, device)
+        _, nll = fit_temperature(logits[None], held_out.y, held_out.weight)
         h, context = backbone.embed(held_out.inputs.batch(some, device=device))
         scores.append(rolled_out_r2(transition, frozen, h, context))
         return nll
@@ -265,9 +320,6 @@ def train_transition(
     )
     for entry, r2 in zip(history, scores[1:], strict=False):
         entry["rolled_out_r2"] = r2
-    logits = logits_of(GaussianPath(transition), backbone, held_out.inputs, None, device)
-    _warn_of_lost_accuracy(logits[0], frozen_logits[0], held_out.y, transition.rank)
-    transition.requires_grad_(False)
     if teacher is not backbone:
         del transition.readout  # trained in place: it belongs to the backbone
     return history
