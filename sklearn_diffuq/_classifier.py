@@ -11,6 +11,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_diffuq._fitting import fit_path
+from sklearn_diffuq._persistence import PersistenceMixin
 from sklearn_diffuq._prediction import familiarity, path_predictions
 from sklearn_diffuq._transformers import FTTransformerClassifier
 from sklearn_diffuq._wrapping import (
@@ -30,7 +31,7 @@ _PATH_PARAMETERS = (
 ).split()
 
 
-class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
+class DiffusionCalibratedClassifier(PersistenceMixin, ClassifierMixin, BaseEstimator):
     """Calibrated classifier from a pre-trained transformer, by a diffusion through its depth.
 
     The blocks of the wrapped transformer become a chain of Gaussian transitions from its embedding
@@ -84,10 +85,12 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         "auto" uses the wrapped model's head where it fits the labels, and otherwise warns and
         fits a logistic regression on its pooled features; "frozen" raises instead; "refit" always
         fits one; "finetune" trains a copy of the readout along with the unified transition.
-    path_weight, distillation_weight, label_weight : float, default=0.3, 1.0, 0.5
-        Weights of the losses of the unified transition: the divergence of its steps from the
-        wrapped model's, the divergence of its probabilities from the temperature-scaled wrapped
-        model's, and the negative log-likelihood of the labels.
+    path_weight : float, default=0.3
+        Weight of the divergence of the unified transition's steps from the wrapped model's.
+    distillation_weight : float, default=1.0
+        Weight of the divergence of its probabilities from the temperature-scaled wrapped model's.
+    label_weight : float, default=0.5
+        Weight of the negative log-likelihood of the labels.
     validation_fraction : float, default=0.2
         Share of the rows held out, per class, for model selection and calibration, if `fit` is not
         given `X_calibration`.
@@ -153,9 +156,8 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
 
     Notes
     -----
-    Path noise is drawn once and shared by all rows, so that a row's probabilities depend neither on
-    the other rows nor on their order. The Monte Carlo errors of different rows are therefore
-    dependent.
+    All rows share one draw of the path noise, so that a row's probabilities do not depend on other
+    rows or on their order. The Monte Carlo errors of different rows are therefore dependent.
 
     References
     ----------
@@ -276,6 +278,7 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         Returns
         -------
         self : DiffusionCalibratedClassifier
+            The fitted classifier.
 
         Raises
         ------
@@ -301,7 +304,6 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         held_out = label(wrapped, *calibration)
         teacher = wrapped.backbone_
         wrapped = choose_readout(wrapped, self.readout, training)
-        weights = {n: getattr(self, n) for n in _LOSS_WEIGHTS}
         with teacher.frozen(), wrapped.backbone_.frozen():
             fitted = fit_path(
                 wrapped.backbone_,
@@ -309,7 +311,7 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
                 held_out,
                 teacher=teacher if self.readout == "finetune" else wrapped.backbone_,
                 n_samples=self.n_samples if self.inference == "sampling" else None,
-                weights=weights,
+                weights={n: getattr(self, n) for n in _LOSS_WEIGHTS},
                 seed=seed,
                 **{n: getattr(self, n) for n in _PATH_PARAMETERS},
             )
@@ -329,8 +331,6 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         self.n_parameters_ = getattr(self.transition_, "n_parameters", self.n_block_parameters_)
         self.rank_, self.history_ = fitted.rank, fitted.history
         self.calibration_ = fitted.calibrations
-
-    # Prediction -----------------------------------------------------------------------------
 
     @property
     def temperature_(self):
@@ -363,6 +363,7 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : as in `fit`, of length n
+            Rows to predict.
 
         Returns
         -------
@@ -373,7 +374,18 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         return proba
 
     def predict_log_proba(self, X):
-        """Return the logarithm of `predict_proba`, shape (n, n_classes)."""
+        """Return the logarithm of `predict_proba`.
+
+        Parameters
+        ----------
+        X : as in `fit`, of length n
+            Rows to predict.
+
+        Returns
+        -------
+        log_proba : ndarray of shape (n, n_classes)
+            Finite: a probability of zero counts as the smallest normal number.
+        """
         return np.log(np.clip(self.predict_proba(X), np.finfo(np.float64).tiny, None))
 
     def decision_function(self, X):
@@ -382,6 +394,7 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : as in `fit`, of length n
+            Rows to predict.
 
         Returns
         -------
@@ -392,7 +405,18 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         return log_proba[:, 1] - log_proba[:, 0] if log_proba.shape[1] == 2 else log_proba
 
     def predict(self, X):
-        """Return the most probable class of each row, shape (n,)."""
+        """Return the most probable class of each row.
+
+        Parameters
+        ----------
+        X : as in `fit`, of length n
+            Rows to predict.
+
+        Returns
+        -------
+        y : ndarray of shape (n,)
+            Entries of `classes_`.
+        """
         check_is_fitted(self)
         return self.classes_[self.predict_proba(X).argmax(1)]
 
@@ -402,6 +426,7 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : as in `fit`, of length n
+            Rows to predict.
         n_samples : int, default=None
             Number of paths; None takes the parameter `n_samples`.
 
@@ -426,6 +451,7 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : as in `fit`, of length n
+            Rows to predict.
 
         Returns
         -------
@@ -454,20 +480,19 @@ class DiffusionCalibratedClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : as in `fit`, of length n
+            Rows to predict.
 
         Returns
         -------
         scores : ndarray of shape (n,)
+            In standard deviations over training rows.
         """
         check_is_fitted(self)
-        inputs = self.wrapped_.encode(X)
-        return familiarity(self._path, self.wrapped_.backbone_, inputs)
+        return familiarity(self._path, self.wrapped_.backbone_, self.wrapped_.encode(X))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        estimator = self.estimator
-        if estimator is None:
-            estimator = FTTransformerClassifier()
+        estimator = FTTransformerClassifier() if self.estimator is None else self.estimator
         if hasattr(estimator, "__sklearn_tags__"):
             tags.input_tags = get_tags(estimator).input_tags
         return tags
