@@ -77,7 +77,8 @@ class GaussianProcessVariance(nn.Module):
         kernel.diagonal().add_(noise)
         self.register_buffer("states", states)
         self.register_buffer("length", length)
-        self.register_buffer("precision", torch.linalg.inv(kernel))
+        # laid out as a file keeps it: products with a transposed matrix differ in their last bits
+        self.register_buffer("precision", torch.linalg.inv(kernel).contiguous())
 
     def forward(self, x):
         """Return rho, shape (n,), in [0, 1], float64."""
@@ -103,7 +104,7 @@ class StateCovariance(nn.Module):
 
     def __init__(self, factors, token_variances, processes, ordinary, scales=None):
         super().__init__()
-        self.register_buffer("factors", factors)
+        self.register_buffer("factors", factors.contiguous())
         self.register_buffer("token_variances", token_variances)
         self.processes = nn.ModuleList(processes)
         self.register_buffer("ordinary", ordinary)
