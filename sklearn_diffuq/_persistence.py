@@ -17,7 +17,7 @@ from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_diffuq import __version__
+import sklearn_diffuq
 from sklearn_diffuq._calibration import Calibration
 from sklearn_diffuq._covariance import GaussianProcessVariance, NoiseScales, StateCovariance
 from sklearn_diffuq._fitting import FittedPath, backbone_device
@@ -66,7 +66,7 @@ class PersistenceMixin:
         config = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "package_version": __version__,
+            "package_version": sklearn_diffuq.__version__,
             "params": {name: plain(v) for name, v in self.get_params(deep=False).items()},
             "estimator_given_as": _given_as(self.estimator),
             "classes": _encode_labels(self.classes_),
@@ -183,7 +183,7 @@ def _read(directory):
         raise ValueError(
             f"'{directory}' has format version {config.get('format_version')!r} (written by "
             f"sklearn_diffuq {config.get('package_version')}), but sklearn_diffuq "
-            f"{__version__} reads version {FORMAT_VERSION} only. Load it with the "
+            f"{sklearn_diffuq.__version__} reads version {FORMAT_VERSION} only. Load it with the "
             "version it was written by, or fit again."
         )
     return config, load_file(directory / TENSORS)
