@@ -98,7 +98,8 @@ class LinearisedPath:
     top : Tensor of shape (n, k)
         Indices of the logits that are followed.
     shared, token : Tensor of shape (n, n_steps, k, k)
-        Covariance of the followed logits that unit shared or token noise in a step causes.
+        Covariance of the followed logits that unit shared or token noise in a step causes; less
+        the mean of all logits, where some are not followed.
     distance : Tensor of shape (n, n_steps)
         Standardised distance of the states to the training data.
     variance : Tensor of shape (n, n_steps)
@@ -167,7 +168,9 @@ def linearise(path, backbone, batch):
             h = h + nudges[-1]
         logits = backbone.readout(h, context)
         top = logits.detach().topk(min(MAX_LINEARISED, logits.shape[1])).indices
-        followed = logits.gather(1, top).sum(0)
+        # Noise common to all logits changes nothing: where only some are followed, leave it out.
+        centre = logits.mean(1, keepdim=True) if top.shape[1] < logits.shape[1] else 0.0
+        followed = (logits - centre).gather(1, top).sum(0)
         gradients = [torch.autograd.grad(f, nudges, retain_graph=True) for f in followed]
     shared, token = [], []
     for step in range(path.n_steps):
@@ -241,8 +244,8 @@ def fit_noise(linearised, y, weight=None, *, distance=True, seed=0):
     Returns
     -------
     calibration : Calibration
-        For "moments". All scales are zero if noise does not pay for its three parameters by
-        Akaike's criterion.
+        For "moments". All scales are zero if noise does not pay for its two or three parameters
+        by Akaike's criterion.
 
     Warns
     -----
@@ -276,7 +279,8 @@ def fit_noise(linearised, y, weight=None, *, distance=True, seed=0):
     best = min(results, key=lambda r: r.fun)
     with torch.no_grad():
         nll_noise = float(nll(torch.as_tensor(best.x)))
-    if n_effective * (nll_mean - nll_noise) <= 3:
+    n_scales = 3 if distance else 2
+    if n_effective * (nll_mean - nll_noise) <= n_scales:
         return Calibration(NoiseScales(), t_mean, nll_mean)
     if not best.success:
         warnings.warn(
@@ -316,7 +320,8 @@ def calibrate(path, backbone, held_out, *, noise=None, distance=True, seed=0, de
     mean = Calibration(NoiseScales(), *fit_temperature(logits, held_out.y, held_out.weight))
     if len(held_out) < MIN_NOISE_ROWS:
         return {"mean": mean, "moments": mean, "sampling": mean}
-    rows = np.sort(np.random.default_rng(seed).permutation(len(held_out))[:MAX_NOISE_ROWS])
+    # In random order, so that the first of them are a fair sample too.
+    rows = np.random.default_rng(seed).permutation(len(held_out))[:MAX_NOISE_ROWS]
     part = held_out.take(rows)
     linearised = linearise_all(path, backbone, part.inputs, device)
     moments = fit_noise(linearised, part.y, part.weight, distance=distance, seed=seed)

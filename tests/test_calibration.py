@@ -8,8 +8,11 @@ from scipy.special import expit
 from scipy.stats import norm
 from tiny_backbones import ALL
 
+from sklearn_diffuq import _calibration
 from sklearn_diffuq._calibration import (
+    Calibration,
     LinearisedPath,
+    calibrate,
     fit_noise,
     fit_temperature,
     linearise,
@@ -17,6 +20,7 @@ from sklearn_diffuq._calibration import (
     path_nll,
 )
 from sklearn_diffuq._covariance import NoiseScales, fit_covariance
+from sklearn_diffuq._inputs import Dense, EncodedInputs, LabelledInputs
 from sklearn_diffuq._path import BlockwiseMean, GaussianPath, time_grid
 from sklearn_diffuq._propagation import PathNoise, propagate
 from sklearn_diffuq._statistics import collect_statistics
@@ -142,3 +146,58 @@ def test_only_the_largest_logits_are_followed():
     drawn = law.sample(NoiseScales(0.5, 0.5, 0.0), moment_draws(30, 0))
     moved = (drawn.std(0) > 1e-9).sum(1)
     assert torch.all(moved == 10)
+
+
+def test_noise_common_to_all_logits_changes_nothing():
+    backbone, batch = ALL["vit"]()
+    head = torch.nn.Linear(16, 30)
+    with torch.no_grad():
+        head.weight.copy_(3 * torch.randn(16).expand(30, 16))
+    backbone = Backbone(backbone.module, readout=head).probe(batch)
+    grid = time_grid(4, 4)
+    with backbone.frozen():
+        statistics = collect_statistics(backbone, [batch], grid, with_moments=False)
+        covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+        law = linearise(GaussianPath(BlockwiseMean(backbone, grid), covariance), backbone, batch)
+    drawn = law.sample(NoiseScales(1.0, 1.0, 0.0), moment_draws(30, 0))
+    expected = torch.softmax(law.logits, -1).expand(len(drawn), -1, -1)
+    torch.testing.assert_close(torch.softmax(drawn, -1), expected, atol=1e-4, rtol=0)
+
+
+def test_noise_pays_for_as_many_scales_as_are_free():
+    decisions = []
+    for seed in (1, 2):
+        generator = torch.Generator().manual_seed(seed)
+        margin = 4 * torch.randn(120, generator=generator)
+        variance = torch.where(torch.arange(120) % 2 == 0, 36.0, 0.01).double()
+        noise = variance.sqrt() * torch.randn(120, generator=generator).double()
+        y = _labels(torch.stack([torch.zeros(120).double(), margin + noise], 1), seed)
+        # The distance is zero everywhere, so a third scale gains nothing but has its price.
+        fits = [fit_noise(_linearised(margin, variance), y, distance=d) for d in (False, True)]
+        decisions.append([fit.scales != NoiseScales() for fit in fits])
+    assert decisions == [[True, True], [True, False]]
+
+
+def test_paths_are_tried_on_random_rows_of_sorted_data(monkeypatch):
+    backbone, _ = ALL["vit"]()
+    x = torch.randn(90, 1, 16, 16)
+    y = torch.arange(90) // 30
+    held_out = LabelledInputs(EncodedInputs({"x": Dense(x.numpy())}), y, torch.ones(90))
+    monkeypatch.setattr(_calibration, "MAX_SAMPLED_ROWS", 20)
+    noisy = Calibration(NoiseScales(0.1, 0.1, 0.0), 1.0, 0.0)
+    monkeypatch.setattr(_calibration, "fit_noise", lambda *args, **kwargs: noisy)
+    seen = []
+
+    def spy(logits, y, weight=None):
+        seen.append(y)
+        return fit_temperature(logits, y, weight)
+
+    monkeypatch.setattr(_calibration, "fit_temperature", spy)
+    grid = time_grid(4, 2)
+    with backbone.frozen():
+        statistics = collect_statistics(backbone, [{"x": x}], grid, with_moments=False)
+        covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+        path = GaussianPath(BlockwiseMean(backbone, grid), covariance)
+        calibrate(path, backbone, held_out, noise=PathNoise.of(path, 2, seed=0))
+    assert [len(part) for part in seen] == [90, 20, 20, 20, 20]
+    assert torch.equal(torch.unique(seen[1]), torch.arange(3))
