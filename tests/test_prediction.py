@@ -1,0 +1,83 @@
+"""Predictions in chunks: texts of many lengths, in any company and order."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_backbones import ALL
+
+from sklearn_diffuq._calibration import Calibration
+from sklearn_diffuq._covariance import NoiseScales, fit_covariance
+from sklearn_diffuq._inputs import EncodedInputs, Ragged
+from sklearn_diffuq._path import BlockwiseMean, GaussianPath, time_grid
+from sklearn_diffuq._prediction import familiarity, path_predictions
+from sklearn_diffuq._propagation import PathNoise, path_distances, propagate, real_rows
+from sklearn_diffuq._statistics import collect_statistics
+
+NOISE = NoiseScales(0.3, 0.2, 0.1)
+LENGTHS = [2, 15, 7, 8, 16, 3, 9, 16, 2, 12]  # of three paddings, and two at the maximum
+
+
+@pytest.fixture(scope="module", params=["bert", "gpt2"])
+def texts(request):
+    backbone, _ = ALL[request.param]()
+    rng = np.random.default_rng(0)
+    items = [rng.integers(1, 50, length) for length in LENGTHS]
+    inputs = EncodedInputs({"input_ids": Ragged(items, 0)}, max_length=16)
+    grid = time_grid(3, 3)
+    with backbone.frozen():
+        statistics = collect_statistics(backbone, real_rows(inputs), grid, with_moments=False)
+    covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+    return backbone, inputs, GaussianPath(BlockwiseMean(backbone, grid), covariance)
+
+
+def _predict(texts, rows, inference, scales=NOISE):
+    backbone, inputs, path = texts
+    return path_predictions(
+        path, backbone, inputs.take(rows), Calibration(scales, 1.3, 0.0),
+        lambda proba, variance: [proba.swapaxes(0, 1), variance],
+        inference=inference, n_samples=4, seed=0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("inference", ["sampling", "moments", "mean"])
+def test_a_text_has_the_same_answer_in_any_company(texts, inference):
+    together = _predict(texts, np.arange(10), inference)
+    order = np.random.default_rng(1).permutation(10)
+    for all_rows, shuffled in zip(together, _predict(texts, order, inference), strict=True):
+        np.testing.assert_array_equal(all_rows[order], shuffled)
+    for row in range(10):
+        for all_rows, alone in zip(together, _predict(texts, [row], inference), strict=True):
+            np.testing.assert_array_equal(all_rows[[row]], alone)
+
+
+def test_without_noise_the_wrapped_model_answers(texts):
+    backbone, inputs, _ = texts
+    for inference in ("sampling", "moments", "mean"):
+        proba, _ = _predict(texts, np.arange(10), inference, NoiseScales())
+        for row in range(10):
+            with backbone.frozen(), torch.no_grad():
+                logits = backbone.logits(inputs.batch([row]))
+            expected = torch.softmax(logits.double() / 1.3, 1)
+            np.testing.assert_allclose(proba[row], expected, atol=1e-5)
+
+
+def test_padding_changes_no_path(texts):
+    backbone, inputs, path = texts
+    noisy = path.with_scales(NOISE)
+    proba, variance = _predict(texts, np.arange(10), "sampling")
+    with backbone.frozen(), torch.no_grad():
+        for row in range(10):
+            noise = PathNoise.of(path, 4, seed=0)
+            logits, added = propagate(noisy, backbone, inputs.batch([row]), noise)
+            expected = torch.softmax(logits[:, 0].double() / 1.3, 1)
+            np.testing.assert_allclose(proba[row], expected, atol=1e-4)
+            np.testing.assert_allclose(variance[row], added[0], rtol=1e-3)
+
+
+def test_familiarity_is_minus_the_mean_distance(texts):
+    backbone, inputs, path = texts
+    scores = familiarity(path, backbone, inputs)
+    with backbone.frozen():
+        for row in range(10):
+            distances = path_distances(path, backbone, inputs.batch([row]))
+            assert scores[row] == pytest.approx(-float(distances.mean()), abs=1e-3)
