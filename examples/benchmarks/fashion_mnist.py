@@ -40,6 +40,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--n-steps", type=int, default=4)
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--inferences", nargs="+", default=["mean", "moments", "sampling"])
     parser.add_argument("--n-threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
     torch.set_num_threads(options.n_threads)
@@ -70,7 +71,7 @@ def main():
         share = classifier.n_parameters_ / classifier.n_block_parameters_
         print(f"seed {seed}: fit {seconds:.0f} s, {share:.1%} of the blocks' parameters,", end=" ")
         print(f"noise {classifier.noise_scale_}, R^2 {classifier.history_[-1]['rolled_out_r2']}")
-        for inference in ("mean", "moments", "sampling"):
+        for inference in options.inferences:
             classifier.set_params(inference=inference)
             start = time.perf_counter()
             proba = classifier.predict_proba(X_test)
