@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -129,4 +130,6 @@ def test_readme_code_runs():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     assert blocks
-    subprocess.run([sys.executable, "-c", "\n".join(blocks)], check=True, cwd=ROOT)
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as in all tests, see conftest.py
+    code = "\n".join(blocks)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=one_thread)
