@@ -29,10 +29,11 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_CLASSES = {
+_NAMES = {
     "DiffusionCalibratedClassifier": "sklearn_diffuq._classifier",
     "FTTransformerClassifier": "sklearn_diffuq._transformers",
     "TransformerClassifier": "sklearn_diffuq._transformers",
+    "diffusion_step_curve": "sklearn_diffuq._step_curve",
 }
 _SUBPACKAGES = ("datasets", "exceptions", "metrics")
 
@@ -41,6 +42,7 @@ __all__ = [
     "FTTransformerClassifier",
     "TransformerClassifier",
     "datasets",
+    "diffusion_step_curve",
     "exceptions",
     "metrics",
 ]
@@ -48,8 +50,8 @@ __all__ = [
 
 def __getattr__(name):
     """Import a public name on first use (PEP 562)."""
-    if name in _CLASSES:
-        return getattr(import_module(_CLASSES[name]), name)
+    if name in _NAMES:
+        return getattr(import_module(_NAMES[name]), name)
     if name in _SUBPACKAGES:
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

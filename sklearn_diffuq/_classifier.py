@@ -3,16 +3,14 @@
 from numbers import Integral, Real
 from typing import ClassVar
 
-import numpy as np
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
-from sklearn.utils import Bunch, check_random_state, get_tags
+from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
-from sklearn.utils.validation import check_is_fitted
 
 from sklearn_diffuq._fitting import fit_path
 from sklearn_diffuq._persistence import PersistenceMixin
-from sklearn_diffuq._prediction import familiarity, path_predictions
+from sklearn_diffuq._predictor import PredictionMixin, step_counts
 from sklearn_diffuq._transformers import FTTransformerClassifier
 from sklearn_diffuq._wrapping import (
     check_rows,
@@ -22,16 +20,17 @@ from sklearn_diffuq._wrapping import (
     safe_indexing,
     stratified_split,
 )
-from sklearn_diffuq.metrics import uncertainty_decomposition
 
 _LOSS_WEIGHTS = ("path_weight", "distillation_weight", "label_weight")
 _PATH_PARAMETERS = (
-    "transition n_steps rank n_shared_blocks covariance noise_rank max_epochs batch_size lr "
+    "transition rank n_shared_blocks covariance noise_rank max_epochs batch_size lr "
     "callbacks precision compile verbose"
 ).split()
 
 
-class DiffusionCalibratedClassifier(PersistenceMixin, ClassifierMixin, BaseEstimator):
+class DiffusionCalibratedClassifier(
+    PredictionMixin, PersistenceMixin, ClassifierMixin, BaseEstimator
+):
     """Calibrated classifier from a pre-trained transformer, by a diffusion through its depth.
 
     The blocks of the wrapped transformer become a chain of Gaussian transitions from its embedding
@@ -59,9 +58,10 @@ class DiffusionCalibratedClassifier(PersistenceMixin, ClassifierMixin, BaseEstim
         "unified" trains one transition network for all steps. "blockwise" keeps the wrapped
         model's blocks as the mean of the path: no training, ready in seconds, and with
         ``inference="mean"`` exactly the wrapped model with a temperature.
-    n_steps : int, default=None
+    n_steps : int or sequence of int, default=None
         Number of diffusion steps, at most the number of blocks; None takes one step per block.
-        Fewer steps are a smaller and faster model.
+        Fewer steps are a smaller and faster model. Several numbers share one fit: predictions use
+        the first, and ``set_params(n_steps=...)`` changes to another without a new fit.
     rank : int or "auto", default="auto"
         Rank of what the unified transition learns per step. "auto" takes the smallest power of two
         whose untrained path keeps the held-out accuracy within 0.5 point (or one standard error)
@@ -70,15 +70,22 @@ class DiffusionCalibratedClassifier(PersistenceMixin, ClassifierMixin, BaseEstim
         model's; None is full rank.
     n_shared_blocks : int, default=1
         Number of shared blocks of the unified transition; consecutive steps share one.
-    covariance : {"gp", "constant"}, default="gp"
-        "gp" lets the noise grow with the posterior variance of a Gaussian process on the state,
-        that is, away from the training data; "constant" does not.
+    covariance : {"gp", "attention", "residual", "constant"}, default="gp"
+        Where the noise points, and what it grows with.
+
+        - "gp": along the increments of the state; noise and temperature grow with the posterior
+          variance of a Gaussian process on the state, that is, away from the training data.
+        - "attention": both come from the frozen attention, read as a Gaussian process.
+        - "residual": along the errors of the unified transition; grows as with "gp".
+        - "constant": along the increments; does not grow.
+
     noise_rank : int, default=8
-        Number of noise directions per step that the tokens of a row share.
+        Number of noise directions per step that the tokens of a row share; with 0 every token has
+        noise of its own only.
     inference : {"sampling", "moments", "mean"}, default="sampling"
-        How the path is followed. "sampling" draws `n_samples` paths. "moments" propagates mean and
-        covariance to first order: one forward pass and one backward pass for each of at most ten
-        logits. "mean" follows the mean without noise, in one pass.
+        How the path is followed. "sampling" draws `n_samples` paths. "moments" takes the
+        first-order law of the logits, in one pass. "mean" follows the mean without noise, in one
+        pass and with one temperature for all rows.
     n_samples : int, default=8
         Number of paths. They come in antithetic pairs, so that few are enough.
     readout : {"auto", "frozen", "finetune", "refit"}, default="auto"
@@ -109,6 +116,9 @@ class DiffusionCalibratedClassifier(PersistenceMixin, ClassifierMixin, BaseEstim
         the wrapped model's own precision.
     compile : bool, default=False
         Whether to compile the transition for training.
+    memory : str or object with the joblib.Memory interface, default=None
+        Where to keep what a fit does for its wrapped estimator, for other fits on the same rows:
+        a search over `n_steps` then trains it once per split. None keeps nothing.
     random_state : int, RandomState instance or None, default=None
         Seed of split, training and paths. Pass an int for reproducible results.
     verbose : int, default=0
@@ -128,8 +138,10 @@ class DiffusionCalibratedClassifier(PersistenceMixin, ClassifierMixin, BaseEstim
         The mean of the path.
     covariance_ : object
         The covariance of the path.
-    n_blocks_, n_steps_ : int
-        Number of blocks of the wrapped model, and of steps.
+    n_blocks_ : int
+        Number of blocks of the wrapped model.
+    n_steps_ : int
+        Number of steps that predictions take.
     rank_ : int or None
         Rank of the unified transition; None is full rank.
     n_parameters_ : int
@@ -140,11 +152,12 @@ class DiffusionCalibratedClassifier(PersistenceMixin, ClassifierMixin, BaseEstim
         Noise scales, temperature and held-out log loss of each kind of inference. Paths are drawn
         for "sampling" if it was the `inference` of `fit`; else it is that of "moments".
     temperature_ : float
-        Temperature of the logits under the present `inference`.
+        Temperature of the logits under the present `inference`, for rows as far from the training
+        data as its own rows are on average.
     noise_scale_ : NoiseScales
         ``shared``, ``token``: standard deviation of the noise in units of the steps' increments;
-        ``distance``: exponent with which its variance grows away from the training data. All
-        zero where the held-out rows give no support to noise.
+        ``distance``: exponent with which it and the temperature grow away from the training data.
+        Zero where the held-out rows give no support to them.
     history_ : list of dict
         One entry per epoch of training; ``rolled_out_r2`` has one value per step.
 
@@ -182,11 +195,11 @@ class DiffusionCalibratedClassifier(PersistenceMixin, ClassifierMixin, BaseEstim
         "estimator": [HasMethods(["fit", "predict_proba"]), torch.nn.Module, str, None],
         "preprocessor": [callable, HasMethods(["__call__"]), str, None],
         "transition": [StrOptions({"unified", "blockwise"})],
-        "n_steps": [Interval(Integral, 1, None, closed="left"), None],
+        "n_steps": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
         "rank": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), None],
         "n_shared_blocks": [Interval(Integral, 1, None, closed="left")],
-        "covariance": [StrOptions({"gp", "constant"})],
-        "noise_rank": [Interval(Integral, 1, None, closed="left")],
+        "covariance": [StrOptions({"gp", "attention", "residual", "constant"})],
+        "noise_rank": [Interval(Integral, 0, None, closed="left")],
         "inference": [StrOptions({"sampling", "moments", "mean"})],
         "n_samples": [Interval(Integral, 1, None, closed="left")],
         "readout": [StrOptions({"auto", "frozen", "finetune", "refit"})],
@@ -201,6 +214,7 @@ class DiffusionCalibratedClassifier(PersistenceMixin, ClassifierMixin, BaseEstim
         "device": [str],
         "precision": [StrOptions({"auto", "float32", "bfloat16"})],
         "compile": ["boolean"],
+        "memory": [str, HasMethods(["cache"]), None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
     }
@@ -230,6 +244,7 @@ class DiffusionCalibratedClassifier(PersistenceMixin, ClassifierMixin, BaseEstim
         device="auto",
         precision="auto",
         compile=False,
+        memory=None,
         random_state=None,
         verbose=0,
     ):
@@ -255,6 +270,7 @@ class DiffusionCalibratedClassifier(PersistenceMixin, ClassifierMixin, BaseEstim
         self.device = device
         self.precision = precision
         self.compile = compile
+        self.memory = memory
         self.random_state = random_state
         self.verbose = verbose
 
@@ -291,6 +307,11 @@ class DiffusionCalibratedClassifier(PersistenceMixin, ClassifierMixin, BaseEstim
             raise ValueError(
                 "X_calibration and y_calibration belong together: give both, or neither."
             )
+        if self.covariance == "residual" and self.transition == "blockwise":
+            raise ValueError(
+                "covariance='residual' is that of the unified transition's errors, and "
+                "transition='blockwise' makes none. Use covariance='gp', 'attention' or 'constant'."
+            )
         X, y, sample_weight = check_rows(X, y, sample_weight)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if X_calibration is None:
@@ -311,6 +332,7 @@ class DiffusionCalibratedClassifier(PersistenceMixin, ClassifierMixin, BaseEstim
                 held_out,
                 teacher=teacher if self.readout == "finetune" else wrapped.backbone_,
                 n_samples=self.n_samples if self.inference == "sampling" else None,
+                step_counts=step_counts(self.n_steps, wrapped.backbone_.n_blocks),
                 weights={n: getattr(self, n) for n in _LOSS_WEIGHTS},
                 seed=seed,
                 **{n: getattr(self, n) for n in _PATH_PARAMETERS},
@@ -319,176 +341,17 @@ class DiffusionCalibratedClassifier(PersistenceMixin, ClassifierMixin, BaseEstim
         return self
 
     def _set_fitted(self, wrapped, fitted, seed):
-        self.wrapped_, self._path, self._seed = wrapped, fitted.path, seed
+        self.wrapped_, self._seed = wrapped, seed
+        self._path, self._grids, self._calibrations = fitted.path, fitted.grids, fitted.calibrations
         self.classes_ = wrapped.classes_
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(wrapped, name):
                 setattr(self, name, getattr(wrapped, name))
         blocks = wrapped.backbone_.blocks
         self.transition_, self.covariance_ = fitted.path.mean, fitted.path.covariance
-        self.n_blocks_, self.n_steps_ = len(blocks), fitted.path.n_steps
+        self.n_blocks_ = len(blocks)
         self.n_block_parameters_ = sum(p.numel() for b in blocks for p in b.parameters())
-        self.n_parameters_ = getattr(self.transition_, "n_parameters", self.n_block_parameters_)
         self.rank_, self.history_ = fitted.rank, fitted.history
-        self.calibration_ = fitted.calibrations
-
-    @property
-    def temperature_(self):
-        """Temperature of the logits under the present `inference`."""
-        return self.calibration_[self.inference].temperature
-
-    @property
-    def noise_scale_(self):
-        """Noise scales under the present `inference`."""
-        return self.calibration_[self.inference].scales
-
-    def _predictive(self, X, reduce, inference=None, n_samples=None):
-        """Return what `reduce` makes of the probabilities and variances of the paths of `X`."""
-        check_is_fitted(self)
-        inference = inference or self.inference
-        return path_predictions(
-            self._path,
-            self.wrapped_.backbone_,
-            self.wrapped_.encode(X),
-            self.calibration_[inference],
-            reduce,
-            inference=inference,
-            n_samples=n_samples or self.n_samples,
-            seed=self._seed,
-        )
-
-    def predict_proba(self, X):
-        """Return the calibrated class probabilities.
-
-        Parameters
-        ----------
-        X : as in `fit`, of length n
-            Rows to predict.
-
-        Returns
-        -------
-        proba : ndarray of shape (n, n_classes), float64
-            Rows sum to one; columns follow `classes_`.
-        """
-        (proba,) = self._predictive(X, lambda proba, variance: [proba.mean(0)])
-        return proba
-
-    def predict_log_proba(self, X):
-        """Return the logarithm of `predict_proba`.
-
-        Parameters
-        ----------
-        X : as in `fit`, of length n
-            Rows to predict.
-
-        Returns
-        -------
-        log_proba : ndarray of shape (n, n_classes)
-            Finite: a probability of zero counts as the smallest normal number.
-        """
-        return np.log(np.clip(self.predict_proba(X), np.finfo(np.float64).tiny, None))
-
-    def decision_function(self, X):
-        """Return calibrated logits.
-
-        Parameters
-        ----------
-        X : as in `fit`, of length n
-            Rows to predict.
-
-        Returns
-        -------
-        scores : ndarray of shape (n,) for two classes, else (n, n_classes)
-            Log-odds of the second class, or logarithms of the probabilities.
-        """
-        log_proba = np.log(np.clip(self.predict_proba(X), 1e-15, None))
-        return log_proba[:, 1] - log_proba[:, 0] if log_proba.shape[1] == 2 else log_proba
-
-    def predict(self, X):
-        """Return the most probable class of each row.
-
-        Parameters
-        ----------
-        X : as in `fit`, of length n
-            Rows to predict.
-
-        Returns
-        -------
-        y : ndarray of shape (n,)
-            Entries of `classes_`.
-        """
-        check_is_fitted(self)
-        return self.classes_[self.predict_proba(X).argmax(1)]
-
-    def sample_proba(self, X, n_samples=None):
-        """Return the class probabilities of single paths.
-
-        Parameters
-        ----------
-        X : as in `fit`, of length n
-            Rows to predict.
-        n_samples : int, default=None
-            Number of paths; None takes the parameter `n_samples`.
-
-        Returns
-        -------
-        proba : ndarray of shape (n_samples, n, n_classes), float64
-            The paths use the same noise for every row.
-        """
-        check_is_fitted(self)
-        n_samples = n_samples or self.n_samples
-
-        def reduce(proba, variance):
-            proba = np.broadcast_to(proba, (n_samples, *proba.shape[1:]))
-            return [proba.swapaxes(0, 1)]
-
-        (proba,) = self._predictive(X, reduce, "sampling", n_samples)
-        return proba.swapaxes(0, 1)
-
-    def predict_uncertainty(self, X):
-        """Return the uncertainty of each row, in total and in parts.
-
-        Parameters
-        ----------
-        X : as in `fit`, of length n
-            Rows to predict.
-
-        Returns
-        -------
-        uncertainty : Bunch
-            ``total``, the entropy of the predictive probabilities; ``aleatoric``, the mean
-            entropy along single paths; ``epistemic``, their difference, the mutual information
-            of label and path; each an ndarray of shape (n,) in nats. ``path_variance``, shape
-            (n, n_steps): the variance that each step adds, averaged over tokens and channels, in
-            squared units of the state. The split is relative to the fitted path: it says what
-            this model is unsure of, not what is knowable.
-        """
-
-        def reduce(proba, variance):
-            parts = uncertainty_decomposition(proba)
-            return [parts.total, parts.aleatoric, parts.epistemic, variance]
-
-        total, aleatoric, epistemic, variance = self._predictive(X, reduce)
-        return Bunch(total=total, aleatoric=aleatoric, epistemic=epistemic, path_variance=variance)
-
-    def score_samples(self, X):
-        """Return how much each row is like the training data; larger is more alike.
-
-        Minus the standardised posterior variance of the Gaussian processes on the states, averaged
-        over the steps of the mean path.
-
-        Parameters
-        ----------
-        X : as in `fit`, of length n
-            Rows to predict.
-
-        Returns
-        -------
-        scores : ndarray of shape (n,)
-            In standard deviations over training rows.
-        """
-        check_is_fitted(self)
-        return familiarity(self._path, self.wrapped_.backbone_, self.wrapped_.encode(X))
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

@@ -1,10 +1,10 @@
 """Stage 2: the covariance of the path, and the one pass over the data that estimates it.
 
 ``Sigma_s(h) = v_s(h) (a^2 U_s U_s^T, shared by the tokens + delta^2 D_s, independent)`` with
-``v_s(h) = exp(b z(rho_s))``. The directions ``U_s`` and the channel variances ``D_s`` come from the
-increments of the frozen blocks, so that the scales ``a`` and ``delta`` are in units of what a step
-changes; ``rho_s`` is the posterior variance of a Gaussian process at the mean that the step
-arrives at, large away from the training data, and ``z`` standardises it.
+``v_s(h) = exp(2 b z(rho_s))``. The directions ``U_s`` and the channel variances ``D_s`` come from
+the increments of the frozen blocks, so that the scales ``a`` and ``delta`` are in units of what a
+step changes; ``rho_s`` is the posterior variance of a Gaussian process at the state that the step
+starts from, large away from the training data, and ``z`` standardises it.
 """
 
 import copy
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+
+from sklearn_diffuq._path import steps_of
 
 N_INDUCING = 512  # states that the Gaussian process of a step is conditioned on
 _RESOLUTION = 4096  # steps per unit of standardised distance
@@ -29,7 +31,8 @@ class NoiseScales:
     token : float
         Scale ``delta`` of the noise independent per token.
     distance : float
-        Exponent ``b`` with which the variance grows away from the training data.
+        Exponent ``b`` with which all that blurs grows away from the training data: the standard
+        deviation of the noise, and the temperature.
     """
 
     shared: float = 0.0
@@ -80,11 +83,15 @@ class GaussianProcessVariance(nn.Module):
         # laid out as a file keeps it: products with a transposed matrix differ in their last bits
         self.register_buffer("precision", torch.linalg.inv(kernel).contiguous())
 
-    def forward(self, x):
-        """Return rho, shape (n,), in [0, 1], float64."""
+    def rho(self, x):
+        """Return the posterior variance at points `x` (n, p), in [0, 1], float64."""
         x = x.double()
         k = torch.exp(-torch.cdist(x, self.states) / self.length)
         return (1 - ((k @ self.precision) * k).sum(1)).clamp(0, 1)
+
+    def forward(self, h, mask=None):
+        """Return the posterior variance (n,) at the descriptions of the states `h` (n, t, d)."""
+        return self.rho(describe(h, mask))
 
 
 class StateCovariance(nn.Module):
@@ -92,47 +99,90 @@ class StateCovariance(nn.Module):
 
     Parameters
     ----------
-    factors : Tensor of shape (n_steps, d, r)
+    intervals : sequence of (int, int), length n_intervals
+        The steps it knows, see `steps_of`.
+    factors : Tensor of shape (n_intervals, d, r)
         Token-shared directions ``U_s``.
-    token_variances : Tensor of shape (n_steps, d)
+    token_variances : Tensor of shape (n_intervals, d)
         Channel variances ``D_s``.
-    processes : list of GaussianProcessVariance, length n_steps
-    ordinary : Tensor of shape (n_steps, 2)
+    processes : dict from int to nn.Module
+        For the states before a block, a module that maps ``(h, mask)`` to rho.
+    ordinary : dict from int to Tensor of shape (2,)
         Mean and standard deviation of rho on training states that the process does not know.
     scales : NoiseScales
     """
 
-    def __init__(self, factors, token_variances, processes, ordinary, scales=None):
+    def __init__(self, intervals, factors, token_variances, processes, ordinary, scales=None):
         super().__init__()
+        self.intervals = tuple(map(tuple, intervals))
+        self.entries = tuple(range(len(self.intervals)))
         self.register_buffer("factors", factors.contiguous())
         self.register_buffer("token_variances", token_variances)
-        self.processes = nn.ModuleList(processes)
-        self.register_buffer("ordinary", ordinary)
+        self.processes = nn.ModuleDict({str(block): p for block, p in processes.items()})
+        for block, moments in ordinary.items():
+            self.register_buffer(f"ordinary_{block}", moments)
         self.scales = NoiseScales() if scales is None else scales
 
-    def replace(self, scales=None, token_variances=None):
-        """Return this covariance with other scales or channel variances; the rest is shared."""
+    def on(self, grid):
+        """Return this covariance on a time grid; the rest is shared."""
+        other = self.replace()
+        other.entries = tuple(self.intervals.index(step) for step in steps_of(grid))
+        return other
+
+    def replace(self, scales=None, factors=None, token_variances=None):
+        """Return this covariance with other scales or noise; the rest is shared."""
         other = copy.copy(self)
         other._buffers = dict(self._buffers)
         other.scales = self.scales if scales is None else scales
+        if factors is not None:
+            other.factors = factors.contiguous()
         if token_variances is not None:
             other.token_variances = token_variances
         return other
 
-    def distance(self, h, step, mask=None):
-        """Return ``z(rho_s)`` of the state `h` (n, t, d) after `step`, shape (n,)."""
-        mean, std = self.ordinary[step]
-        z = (self.processes[step](describe(h, mask)) - mean) / std
+    def factor(self, step):
+        """Return the directions of a step, (d, r)."""
+        return self.factors[self.entries[step]]
+
+    def token_variance(self, step):
+        """Return the channel variances of a step, (d,)."""
+        return self.token_variances[self.entries[step]]
+
+    def distance(self, h, block, mask=None):
+        """Return ``z(rho)`` of the state `h` (n, t, d) before `block`, (n,); None if unknown."""
+        if str(block) not in self.processes:
+            return None
+        mean, std = getattr(self, f"ordinary_{block}")
+        z = (self.processes[str(block)](h, mask) - mean) / std
         # The last bits of a matrix product depend on a row's place in the batch; z must not.
         return (torch.round(z * _RESOLUTION) / _RESOLUTION).clamp(-_FAR, _FAR).to(h.dtype)
 
-    def forward(self, h, step, mask=None):
-        """Return the shared variance (n,) and the token variance (n, 1, d) of a step to `h`."""
-        v = h.new_ones(len(h))
-        if self.scales.distance > 0:
-            v = torch.exp(self.scales.distance * self.distance(h, step, mask))
-        token = (self.scales.token**2 * v)[:, None, None] * self.token_variances[step]
+    def growth(self, distance):
+        """Return ``v``, the factor of the variance at standardised distances."""
+        return torch.exp(2 * self.scales.distance * distance)
+
+    def forward(self, v, step):
+        """Return shared variance (n,) and token variance (n, 1, d) where the growth is `v` (n,)."""
+        token = (self.scales.token**2 * v)[:, None, None] * self.token_variance(step)
         return self.scales.shared**2 * v, token
+
+
+def principal_factors(second_moments, rank):
+    """Return the `rank` leading principal directions, times their standard deviations.
+
+    Parameters
+    ----------
+    second_moments : Tensor of shape (n, d, d)
+    rank : int
+
+    Returns
+    -------
+    factors : Tensor of shape (n, d, rank)
+    """
+    values, vectors = torch.linalg.eigh(second_moments.double())
+    kept = slice(values.shape[1] - min(rank, values.shape[1]), None)
+    values, vectors = values[:, kept].clamp_min(0), vectors[:, :, kept]
+    return (vectors * values.sqrt()[:, None]).float()
 
 
 def fit_covariance(statistics, noise_rank, generator):
@@ -153,17 +203,20 @@ def fit_covariance(statistics, noise_rank, generator):
     -------
     covariance : StateCovariance
     """
-    values, vectors = torch.linalg.eigh(statistics.pooled_second_moment.double())
-    rank = min(noise_rank, values.shape[1])
-    values, vectors = values[:, -rank:].clamp_min(0), vectors[:, :, -rank:]
-    factors = (vectors * values.sqrt()[:, None]).float()
-    n = statistics.states.shape[1]
+    factors = principal_factors(statistics.pooled_second_moment, noise_rank)
+    n = len(next(iter(statistics.states.values())))
     order = torch.randperm(n, generator=generator)
     inducing, ordinary = order[: min(N_INDUCING, (n + 1) // 2)], order[(n + 1) // 2 :]
-    processes, moments = [], []
-    for states in statistics.states:
-        process = GaussianProcessVariance(states[inducing])
-        rho = process(states[ordinary if len(ordinary) else inducing])
-        processes.append(process)
-        moments.append(torch.stack([rho.mean(), rho.std(correction=0).clamp_min(1e-3)]))
-    return StateCovariance(factors, statistics.token_variance, processes, torch.stack(moments))
+    processes, moments = {}, {}
+    for block, states in statistics.states.items():
+        processes[block] = GaussianProcessVariance(states[inducing])
+        rho = processes[block].rho(states[ordinary if len(ordinary) else inducing])
+        moments[block] = standardisation(rho)
+    return StateCovariance(
+        statistics.intervals, factors, statistics.token_variance, processes, moments
+    )
+
+
+def standardisation(rho):
+    """Return mean and standard deviation of `rho` (n,), shape (2,)."""
+    return torch.stack([rho.mean(), rho.std(correction=0).clamp_min(1e-3)])

@@ -1,37 +1,40 @@
-"""Stages 2 to 5 in order: estimate the path, choose and train its transition, calibrate it."""
+"""Stages 2 to 5 in order: estimate the path, fit its transition, calibrate it."""
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
-from sklearn_diffuq._calibration import calibrate, fit_temperature
-from sklearn_diffuq._covariance import fit_covariance
-from sklearn_diffuq._inputs import training_batches
-from sklearn_diffuq._objective import PathObjective, rolled_out_r2
-from sklearn_diffuq._path import BlockwiseMean, GaussianPath, time_grid
-from sklearn_diffuq._propagation import PathNoise, logits_of, real_rows
-from sklearn_diffuq._statistics import collect_statistics
-from sklearn_diffuq._training import train_module
-from sklearn_diffuq._transition import unified_transition
-from sklearn_diffuq.exceptions import CalibrationWarning
+from sklearn_diffuq._attention import attention_covariance
+from sklearn_diffuq._calibration import calibrate
+from sklearn_diffuq._covariance import fit_covariance, principal_factors
+from sklearn_diffuq._path import BlockwiseMean, GaussianPath, steps_of, time_grid
+from sklearn_diffuq._propagation import PathNoise, real_rows
+from sklearn_diffuq._statistics import RunningMoments, collect_statistics, token_mean
+from sklearn_diffuq._transition_fitting import fit_transition, random_rows
 
-ACCURACY_MARGIN = 0.005  # accuracy that a smaller transition may cost
-KL_MARGIN = 0.05  # nats that its temperature-scaled probabilities may differ before training
-NLL_MARGIN = 0.01  # nats that it may be worse after training
-MAX_RANK_ROWS = 1000  # held-out rows on which a rank is judged
 MAX_STATISTICS_ROWS = 2048  # training rows of the one pass that estimates the path
-WEIGHT_AVERAGE = 0.99
-VARIANCE_START = 0.1  # of the learned variance, in units of the increments
+MAX_ATTENTION_ROWS = 512  # of these, rows whose keys and values are kept for a moment
 
 
 @dataclass(frozen=True)
 class FittedPath:
-    """Result of `fit_path`: the calibrated path, and how it came about."""
+    """Result of `fit_path`: the path, how it is calibrated, and how it came about.
+
+    Attributes
+    ----------
+    path : GaussianPath
+        It knows the steps of all `grids`.
+    grids : dict from int to tuple of int
+        Number of steps -> time grid.
+    calibrations : dict from int to dict from {"mean", "moments", "sampling"} to Calibration
+        Number of steps -> kind of inference -> calibration.
+    rank : int or None
+    history : list of dict
+    """
 
     path: GaussianPath
+    grids: dict
     calibrations: dict
     rank: int | None
     history: list
@@ -43,7 +46,7 @@ def fit_path(
     held_out,
     *,
     transition,
-    n_steps,
+    step_counts,
     covariance,
     noise_rank,
     n_samples,
@@ -57,6 +60,8 @@ def fit_path(
     backbone : Backbone
         Held by its `frozen` context.
     training, held_out : LabelledInputs
+    step_counts : sequence of int
+        Numbers of steps to fit for.
     n_samples : int or None
         Number of paths to calibrate "sampling" for; None leaves that out.
     seed : int
@@ -69,22 +74,26 @@ def fit_path(
     fitted : FittedPath
     """
     device = backbone_device(backbone)
-    grid = time_grid(backbone.n_blocks, n_steps or backbone.n_blocks)
+    grids = {n: time_grid(backbone.n_blocks, n) for n in step_counts}
+    intervals = sorted({step for grid in grids.values() for step in steps_of(grid)})
     unified = transition == "unified"
-    some = _random_rows(training, MAX_STATISTICS_ROWS, seed)
-    batches = real_rows(some.inputs, device)
-    statistics = collect_statistics(backbone, batches, grid, with_moments=unified)
-    generator = torch.Generator().manual_seed(seed)
-    noise_model = fit_covariance(statistics, noise_rank, generator).to(device)
-    mean, history = BlockwiseMean(backbone, grid), []
-    calibration_options = {"distance": covariance == "gp", "seed": seed, "device": device}
+    some = random_rows(training, MAX_STATISTICS_ROWS, seed)
+    statistics = collect_statistics(
+        backbone, real_rows(some.inputs, device), intervals, with_moments=unified
+    )
+    noise_model = _frozen_covariance(
+        backbone, some, statistics, covariance, noise_rank, seed, device
+    )
+    calibration_options = {"distance": covariance != "constant", "seed": seed, "device": device}
+    first = next(iter(grids.values()))
+    mean, history = BlockwiseMean(backbone, first), []
     if unified:
         frozen = calibrate(
-            GaussianPath(mean, noise_model), backbone, held_out, **calibration_options
+            GaussianPath(mean, noise_model.on(first)), backbone, held_out, **calibration_options
         )
         mean, history = fit_transition(
             backbone,
-            grid,
+            list(grids.values()),
             statistics.moments,
             noise_model.replace(scales=frozen["moments"].scales),
             training,
@@ -95,275 +104,47 @@ def fit_path(
             **options,
         )
         noise_model = noise_model.replace(token_variances=mean.variances())
+        if covariance == "residual":
+            noise_model = _residual_covariance(backbone, mean, noise_model, some, noise_rank)
     path = GaussianPath(mean, noise_model)
-    calibrations = calibrate(
-        path,
-        backbone,
-        held_out,
-        noise=None if n_samples is None else PathNoise.of(path, n_samples, seed),
-        **calibration_options,
-    )
-    return FittedPath(path, calibrations, mean.rank if unified else None, history)
+    calibrations = {}
+    for n, grid in grids.items():
+        on_grid = path.on(grid)
+        noise = None if n_samples is None else PathNoise.of(on_grid, n_samples, seed)
+        calibrations[n] = calibrate(on_grid, backbone, held_out, noise=noise, **calibration_options)
+    return FittedPath(path, grids, calibrations, mean.rank if unified else None, history)
 
 
-def fit_transition(
-    backbone,
-    grid,
-    moments,
-    covariance,
-    training,
-    held_out,
-    *,
-    rank,
-    n_shared_blocks,
-    frozen,
-    teacher,
-    device,
-    seed,
-    **options,
-):
-    """Start a unified transition from the frozen blocks, of a fitting rank, and train it.
-
-    Parameters
-    ----------
-    backbone : Backbone
-    grid : tuple of int
-    moments : InputMoments
-    covariance : StateCovariance
-        Of the frozen path, with the noise that the transition is trained under.
-    training, held_out : LabelledInputs
-    rank : int, "auto" or None
-        With "auto" and one step per block, the wrapped model's blocks come back where training
-        does not make up for the rank.
-    n_shared_blocks : int
-    frozen : Calibration
-        Temperature and held-out loss of the wrapped model.
-    teacher : Backbone
-        `backbone`, or the wrapped model of which it is a copy whose readout is to be trained.
-    device : str
-    seed : int
-    **options : dict
-        Further arguments of `train_transition`.
-
-    Returns
-    -------
-    transition : UnifiedTransition
-        Without gradients.
-    history : list of dict
-        One entry per epoch; empty where nothing was trained.
-    """
-    chosen = rank
-    if rank == "auto":
-        judged = _random_rows(held_out, MAX_RANK_ROWS, seed)
-        chosen = choose_rank(backbone, moments, judged, n_shared_blocks, frozen.temperature, device)
-    transition = unified_transition(backbone, grid, chosen, moments, n_shared_blocks).to(device)
-    start_variance(transition, covariance)
-    # At full rank the transition is the wrapped model.
-    can_be_exact = transition.n_steps == backbone.n_blocks and teacher is backbone
-    history = []
-    if chosen is not None or not can_be_exact:
-        before = _logits(BlockwiseMean(backbone, grid), backbone, held_out, device)
-        history = train_transition(
-            backbone,
-            transition,
-            covariance,
-            training,
-            held_out,
-            teacher=teacher,
-            temperature=frozen.temperature,
-            device=device,
-            seed=seed,
-            **options,
+def _frozen_covariance(backbone, some, statistics, covariance, noise_rank, seed, device):
+    """Return the `StateCovariance` of the frozen path, with all scales at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    if covariance == "attention":
+        fewer = some.take(np.arange(min(len(some), MAX_ATTENTION_ROWS)))
+        batches = list(real_rows(fewer.inputs, device))
+        fitted = attention_covariance(
+            backbone, batches, statistics.intervals, noise_rank, generator
         )
-        best = min(entry["valid_loss"] for entry in history)
-        if rank == "auto" and can_be_exact and best > frozen.nll + NLL_MARGIN:
-            transition = unified_transition(backbone, grid, None, moments).to(device)
-            start_variance(transition, covariance)
-        else:
-            after = _logits(transition, backbone, held_out, device)
-            _warn_of_lost_accuracy(after, before, held_out.y, chosen)
-    return transition.requires_grad_(False), history
+    else:
+        fitted = fit_covariance(statistics, noise_rank, generator)
+    return fitted.to(device)
 
 
-def _logits(mean, backbone, labelled, device):
-    """Return the logits (n, n_classes) at the end of a deterministic path."""
-    return logits_of(GaussianPath(mean), backbone, labelled.inputs, None, device)[0]
-
-
-def choose_rank(backbone, moments, held_out, n_shared_blocks, temperature, device):
-    """Return the smallest rank whose untrained path, one step per block, stays within the margins.
-
-    Ranks are powers of two, tried by bisection; the full rank (None) is the wrapped model itself
-    and is taken where no smaller transition is both faithful and smaller.
-
-    Parameters
-    ----------
-    backbone : Backbone
-    moments : InputMoments
-    held_out : LabelledInputs
-        Rows to judge on.
-    n_shared_blocks : int
-    temperature : float
-        Temperature of the wrapped model's logits.
-    device : str
-
-    Returns
-    -------
-    rank : int or None
-    """
-    grid = time_grid(backbone.n_blocks, backbone.n_blocks)
-    frozen = _logits(BlockwiseMean(backbone, grid), backbone, held_out, device)
-    n_blocks_parameters = sum(p.numel() for b in backbone.blocks for p in b.parameters())
-    ranks = [2**i for i in range(2, max(3, backbone.width.bit_length()))]
-
-    def faithful(rank):
-        transition = unified_transition(backbone, grid, rank, moments, n_shared_blocks).to(device)
-        if transition.n_parameters >= n_blocks_parameters:
-            return None
-        logits = _logits(transition, backbone, held_out, device)
-        right, was_right = ((z.argmax(1) == held_out.y).double() for z in (logits, frozen))
-        scaled = (z.double() / temperature for z in (logits, frozen))
-        log_p, log_q = (torch.log_softmax(z, 1) for z in scaled)
-        kl = nn.functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
-        return bool(
-            float((was_right - right).mean()) <= _margin(was_right - right) and kl <= KL_MARGIN
-        )
-
-    low, high = 0, len(ranks)  # the answer is in ranks[low:high], or full rank
-    while low < high:
-        middle = (low + high) // 2
-        verdict = faithful(ranks[middle])
-        if verdict is False:
-            low = middle + 1
-        else:
-            high = middle
-            if verdict is None:
-                ranks = ranks[:middle]
-    return ranks[low] if low < len(ranks) else None
-
-
-def train_transition(
-    backbone,
-    transition,
-    covariance,
-    training,
-    held_out,
-    *,
-    teacher,
-    temperature,
-    weights,
-    max_epochs,
-    batch_size,
-    device,
-    precision,
-    **options,
-):
-    """Train a unified transition in place.
-
-    The epoch is chosen by the held-out negative log-likelihood of the mean path after temperature
-    scaling; the start is a candidate.
-
-    Parameters
-    ----------
-    covariance : StateCovariance
-        Of the frozen path, with the noise that the transition is trained under.
-    teacher : Backbone
-        Other than `backbone`, if the readout of that is trained too.
-    temperature : float
-        Temperature of the wrapped model's logits.
-    weights : dict
-        `path_weight`, `distillation_weight` and `label_weight` of `PathObjective`.
-    **options : dict
-        Further arguments of `train_module`.
-
-    Returns
-    -------
-    history : list of dict
-        One entry per epoch.
-    """
-    if precision == "auto":
-        precision = "bfloat16" if device.startswith("cuda") else "float32"
-    frozen = BlockwiseMean(backbone, transition.grid)
-    if teacher is not backbone:
-        transition.readout = _readout_parameters(backbone, held_out, device).requires_grad_(True)
-    objective = PathObjective(
-        backbone,
-        transition,
-        covariance,
-        training,
-        temperature,
-        max_epochs=max_epochs,
-        teacher=teacher,
-        precision=precision,
-        **weights,
-    )
-    n_rows = min(batch_size, max(64, len(training) // 16))  # small data need steps, not rows
-    some = np.arange(min(len(held_out), 256))
-    scores = []
-
-    def validate(epoch):
-        logits = _logits(transition, backbone, held_out, device)
-        _, nll = fit_temperature(logits[None], held_out.y, held_out.weight)
-        h, context = backbone.embed(held_out.inputs.batch(some, device=device))
-        scores.append(rolled_out_r2(transition, frozen, h, context))
-        return nll
-
-    history = train_module(
-        transition,
-        objective,
-        lambda epoch, rng: training_batches(training.inputs, n_rows, rng),
-        max_epochs=max_epochs,
-        validate=validate,
-        average=WEIGHT_AVERAGE,
-        device=device,
-        **options,
-    )
-    for entry, r2 in zip(history, scores[1:], strict=False):
-        entry["rolled_out_r2"] = r2
-    if teacher is not backbone:
-        del transition.readout  # trained in place: it belongs to the backbone
-    return history
-
-
-def _readout_parameters(backbone, held_out, device):
-    """Return the parameters of the readout as a module that can be trained."""
-    if backbone.custom_readout is not None:
-        return nn.ParameterList(backbone.custom_readout.parameters())
-    rows = np.arange(min(len(held_out), 2))
-    names = backbone.readout_parameter_names(held_out.inputs.batch(rows, device=device))
-    return nn.ParameterList(backbone.module.get_parameter(name) for name in names)
-
-
-def _margin(lost):
-    """Return the accuracy that may be lost: the margin, or one standard error if that is more."""
-    return max(ACCURACY_MARGIN, float(lost.std(correction=0)) / np.sqrt(len(lost)))
-
-
-def start_variance(transition, covariance):
-    """Set the transition's variances to a share of those of the increments."""
-    start = VARIANCE_START * covariance.token_variances.clamp_min(1e-12)
-    transition.log_variance.data.copy_(start.log())
-
-
-def _warn_of_lost_accuracy(logits, frozen_logits, y, rank):
-    right = (logits.argmax(1) == y).double()
-    lost = (frozen_logits.argmax(1) == y).double() - right
-    error = float(lost.std(correction=0)) / np.sqrt(len(y))
-    if float(lost.mean()) > max(ACCURACY_MARGIN, 2 * error):
-        warnings.warn(
-            f"The unified transition of rank {rank} is right on {100 * right.mean():.1f}% of the "
-            f"held-out rows, {100 * lost.mean():.1f} points less than the wrapped model. Raise "
-            "rank (None is the wrapped model itself), n_steps or max_epochs, or use "
-            "transition='blockwise', which keeps the accuracy.",
-            CalibrationWarning,
-            stacklevel=2,
-        )
-
-
-def _random_rows(labelled, n_rows, seed):
-    """Return at most `n_rows` rows, drawn at random: data are often sorted by class."""
-    rows = np.random.default_rng(seed).permutation(len(labelled))[:n_rows]
-    return labelled.take(np.sort(rows))
+@torch.no_grad()
+def _residual_covariance(backbone, transition, covariance, some, noise_rank):
+    """Return `covariance` with the directions in which the transition errs on frozen states."""
+    device = backbone_device(backbone)
+    intervals = transition.intervals
+    pooled = [RunningMoments(full=True) for _ in intervals]
+    for batch in real_rows(some.inputs, device):
+        h, context = backbone.embed(batch)
+        path = [h]
+        for block in range(backbone.n_blocks):
+            path.append(backbone.block(block, path[-1], context))
+        for i, (start, stop) in enumerate(intervals):
+            error = transition(path[start], i, context) - path[stop]
+            pooled[i].update(token_mean(error, context.mask))
+    second = torch.stack([m.covariance() for m in pooled])
+    return covariance.replace(factors=principal_factors(second, noise_rank).to(device))
 
 
 def backbone_device(backbone):

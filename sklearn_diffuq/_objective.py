@@ -7,17 +7,30 @@ is joined by distillation and by the label loss of the averaged probabilities.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from sklearn_diffuq._covariance import NoiseScales
 from sklearn_diffuq._path import BlockwiseMean, GaussianPath, gaussian_kl
 from sklearn_diffuq._propagation import tile_batch
 
 STAGES = (0.25, 0.35)  # shares of the epochs at which stage A and stage B end
 INPUT_NOISE = 0.1  # standard deviation in stage A, in units of the increments'
 VARIANCE_FLOOR = 0.05  # smallest variance of the path's law, in units of the increments'
+
+
+@dataclass(frozen=True)
+class _Route:
+    """One time grid: the transition to train there, the frozen steps, and their covariance."""
+
+    transition: nn.Module
+    teacher: BlockwiseMean
+    covariance: nn.Module
+
+    @property
+    def n_steps(self):
+        return self.transition.n_steps
 
 
 class PathObjective:
@@ -29,6 +42,8 @@ class PathObjective:
     transition : UnifiedTransition
     covariance : StateCovariance
         Covariance of the frozen path, with the scales to train under.
+    grids : list of tuple of int
+        Time grids to follow; every batch follows one of them, drawn at random.
     training : LabelledInputs
     temperature : float
         Temperature of the wrapped model's logits.
@@ -46,6 +61,7 @@ class PathObjective:
         backbone,
         transition,
         covariance,
+        grids,
         training,
         temperature,
         *,
@@ -58,9 +74,10 @@ class PathObjective:
     ):
         self.backbone = backbone
         self.teacher_readout = (backbone if teacher is None else teacher).readout
-        self.transition = transition
-        self.teacher = BlockwiseMean(backbone, transition.grid)
-        self.covariance = covariance
+        self.routes = [
+            _Route(transition.on(grid), BlockwiseMean(backbone, grid), covariance.on(grid))
+            for grid in grids
+        ]
         self.training = training
         self.mean_weight = training.weight.mean()
         self.precision = precision
@@ -72,54 +89,61 @@ class PathObjective:
 
     def __call__(self, rows, epoch, generator):
         """Return the losses of the batch `rows` as a dict of scalars; "loss" is the total."""
-        device = self.covariance.factors.device
+        device = generator.device
         batch = self.training.inputs.batch(rows, device=device)
         y = self.training.y[rows].to(device)
         # Relative to all rows, not to the batch: a batch of light rows has to count less.
         weight = (self.training.weight[rows] / self.mean_weight).to(device)
         mixed = self.precision == "bfloat16"
+        route = self.routes[0]
+        if len(self.routes) > 1:
+            drawn = torch.randint(len(self.routes), (), generator=generator, device=device)
+            route = self.routes[int(drawn)]
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
-            return self._loss(batch, y, weight, epoch, generator)
+            return self._loss(route, batch, y, weight, epoch, generator)
 
-    def _loss(self, batch, y, weight, epoch, generator):
+    def _loss(self, route, batch, y, weight, epoch, generator):
         with torch.no_grad():
             h, context = self.backbone.embed(batch)
             states = [h]
-            for step in range(self.transition.n_steps):
-                states.append(self.teacher(states[-1], step, context))
+            for step in range(route.n_steps):
+                states.append(route.teacher(states[-1], step, context))
         if epoch < self.stage_ends[0]:
-            starts = [self._perturb(h, s, generator) for s, h in enumerate(states[:-1])]
-            loss = self._path_loss(starts, states[1:], context, weight)
+            starts = [self._perturb(route, h, s, generator) for s, h in enumerate(states[:-1])]
+            loss = self._path_loss(route, starts, states[1:], context, weight)
             return {"loss": loss, "path": loss.detach()}
         if epoch < self.stage_ends[1]:
-            starts, targets = self._own_states(h, context)
-            loss = self._path_loss(starts, targets, context, weight)
+            starts, targets = self._own_states(route, h, context)
+            loss = self._path_loss(route, starts, targets, context, weight)
             return {"loss": loss, "path": loss.detach()}
-        return self._rolled_out(states, batch, context, y, weight, generator)
+        return self._rolled_out(route, states, batch, context, y, weight, generator)
 
-    def _perturb(self, h, step, generator):
-        scale = INPUT_NOISE * self.covariance.token_variances[step].sqrt()
+    @staticmethod
+    def _perturb(route, h, step, generator):
+        scale = INPUT_NOISE * route.covariance.token_variance(step).sqrt()
         return h + scale * torch.randn(h.shape, generator=generator, device=h.device)
 
+    @staticmethod
     @torch.no_grad()
-    def _own_states(self, h, context):
+    def _own_states(route, h, context):
         starts, targets = [], []
-        for step in range(self.transition.n_steps):
+        for step in range(route.n_steps):
             starts.append(h)
-            targets.append(self.teacher(h, step, context))
-            h = self.transition(h, step, context)
+            targets.append(route.teacher(h, step, context))
+            h = route.transition(h, step, context)
         return starts, targets
 
-    def _path_loss(self, starts, targets, context, weight):
-        means = [self.transition(h, s, context) for s, h in enumerate(starts)]
-        return self._kl(means, targets, context.mask, weight)
+    def _path_loss(self, route, starts, targets, context, weight):
+        means = [route.transition(h, s, context) for s, h in enumerate(starts)]
+        return self._kl(route, means, targets, context.mask, weight)
 
-    def _kl(self, means, targets, mask, weight):
+    @staticmethod
+    def _kl(route, means, targets, mask, weight):
         """Return the mean over steps, tokens and channels of KL(frozen step || unified step)."""
         total = 0.0
         for step, (mean, target) in enumerate(zip(means, targets, strict=True)):
-            unit = self.covariance.token_variances[step].clamp_min(1e-12)
-            variance = self.transition.variance(step) / unit
+            unit = route.covariance.token_variance(step).clamp_min(1e-12)
+            variance = route.transition.variance(step) / unit
             floor = torch.full_like(variance, VARIANCE_FLOOR)
             scale = unit.sqrt()
             kl = gaussian_kl(target / scale, floor, mean / scale, floor + variance).mean(2)
@@ -127,10 +151,11 @@ class PathObjective:
             total = total + (per_row * weight).mean()
         return total / len(means)
 
-    def _rolled_out(self, states, batch, context, y, weight, generator):
-        path, n = GaussianPath(self.transition, self.covariance), len(y)
+    def _rolled_out(self, route, states, batch, context, y, weight, generator):
+        path, n = GaussianPath(route.transition, route.covariance), len(y)
+        scales = route.covariance.scales
         # An antithetic pair of paths; without noise both would be the mean.
-        k = 1 if self.covariance.scales == NoiseScales() else 2
+        k = 2 if scales.shared > 0 or scales.token > 0 else 1
         h = states[0].repeat(k, 1, 1)
         tiled = context if k == 1 else self.backbone.embed(tile_batch(batch, k))[1]
         means = []
@@ -141,7 +166,7 @@ class PathObjective:
             eps = self._antithetic((n, *h.shape[1:]), k, h.device, generator)
             h = law.sample(z, eps)
         targets = [state.repeat(k, 1, 1) for state in states[1:]]
-        path_loss = self._kl(means, targets, tiled.mask, weight.repeat(k))
+        path_loss = self._kl(route, means, targets, tiled.mask, weight.repeat(k))
         log_p = torch.log_softmax(self.backbone.readout(h, tiled).unflatten(0, (k, n)), -1)
         log_p = torch.logsumexp(log_p, 0) - math.log(k)
         with torch.no_grad():

@@ -6,6 +6,7 @@ Time runs over the blocks of the wrapped model, ``0 = l_0 < l_1 < .. < l_S = L``
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -41,6 +42,11 @@ def time_grid(n_blocks, n_steps):
     return tuple(int(i) for i in np.round(np.linspace(0, n_blocks, n_steps + 1)))
 
 
+def steps_of(grid):
+    """Return the steps of a time grid as a tuple of (first block, block after the last)."""
+    return tuple(pairwise(grid))
+
+
 @dataclass(frozen=True)
 class GaussianTransition:
     """The Gaussian law of the next state of every token of a batch.
@@ -55,9 +61,13 @@ class GaussianTransition:
     factor : Tensor of shape (d, r)
         ``U``, the token-shared noise directions.
     shared_variance : Tensor of shape (n,)
-    token_variance : Tensor broadcastable to (n, t, d)
+    token_variance : Tensor of shape (n, 1, d)
     mask : Tensor of shape (n, t) or None
         True for real tokens; None when all are.
+    distance : Tensor of shape (n, m) or None
+        Standardised distances to the training data of the states that this step is the first to
+        see: the one it starts from, and with the last step also the one it ends in. None where
+        nothing depends on them.
     """
 
     mean: Tensor
@@ -65,6 +75,7 @@ class GaussianTransition:
     shared_variance: Tensor
     token_variance: Tensor
     mask: Tensor | None = None
+    distance: Tensor | None = None
 
     def sample(self, z, eps):
         """Draw the next state (n, t, d) from standard normals.
@@ -80,11 +91,10 @@ class GaussianTransition:
             noise = noise * self.mask[..., None]
         return self.mean + noise
 
-    def marginal_variance(self):
-        """Return the variance of every token and channel, shape (n, t, d)."""
-        shared = self.shared_variance[:, None, None] * self.factor.square().sum(1)
-        variance = (shared + self.token_variance).expand_as(self.mean)
-        return variance if self.mask is None else variance * self.mask[..., None]
+    def mean_variance(self):
+        """Return the variance of each example, averaged over real tokens and channels, (n,)."""
+        per_channel = self.factor.square().sum(1).mean()
+        return self.shared_variance * per_channel + self.token_variance.mean((1, 2))
 
 
 def gaussian_kl(mean_q, variance_q, mean_p, variance_p):
@@ -115,6 +125,10 @@ class BlockwiseMean:
         self.grid = grid
         self.n_steps = len(grid) - 1
 
+    def on(self, grid):
+        """Return the same blocks on another time grid."""
+        return BlockwiseMean(self.backbone, grid)
+
     def __call__(self, h, step, context):
         for block in range(self.grid[step], self.grid[step + 1]):
             h = self.backbone.block(block, h, context)
@@ -143,18 +157,32 @@ class GaussianPath:
                 part.to(device)
         return self
 
+    def on(self, grid):
+        """Return the same path on another time grid that its parts know."""
+        return GaussianPath(self.mean.on(grid), self.covariance.on(grid))
+
     def with_scales(self, scales):
         """Return the same path with other `NoiseScales`."""
         return GaussianPath(self.mean, self.covariance.replace(scales=scales))
 
+    def distances(self, h, mean, step, context):
+        """Return the distances (n, m) of the states that `step` is the first to see."""
+        seen = [self.covariance.distance(h, self.mean.grid[step], context.mask)]
+        if step == self.n_steps - 1:
+            seen.append(self.covariance.distance(mean, self.mean.grid[-1], context.mask))
+        return torch.stack([z for z in seen if z is not None], 1)
+
     def __call__(self, h, step, context):
         """Return the `GaussianTransition` from state `h` (n, t, d) at time `step`."""
         mean = self.mean(h, step, context)
+        zero = torch.zeros(len(h), device=h.device)
         if self.covariance is None:
-            zero = torch.zeros(len(h), device=h.device)
-            return GaussianTransition(
-                mean, h.new_zeros(h.shape[-1], 1), zero, zero[:, None, None], context.mask
-            )
-        shared, token = self.covariance(mean, step, context.mask)
-        factor = self.covariance.factors[step]
-        return GaussianTransition(mean, factor, shared, token, context.mask)
+            factor = h.new_zeros(h.shape[-1], 1)
+            return GaussianTransition(mean, factor, zero, zero[:, None, None], context.mask)
+        distance = None
+        if self.covariance.scales.distance > 0:
+            distance = self.distances(h, mean, step, context)
+        v = zero + 1 if distance is None else self.covariance.growth(distance[:, 0])
+        shared, token = self.covariance(v, step)
+        factor = self.covariance.factor(step)
+        return GaussianTransition(mean, factor, shared, token, context.mask, distance)

@@ -18,10 +18,12 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
 import sklearn_diffuq
+from sklearn_diffuq._attention import AttentionVariance
 from sklearn_diffuq._calibration import Calibration
 from sklearn_diffuq._covariance import GaussianProcessVariance, NoiseScales, StateCovariance
 from sklearn_diffuq._fitting import FittedPath, backbone_device
-from sklearn_diffuq._path import BlockwiseMean, GaussianPath
+from sklearn_diffuq._moments import MomentTable
+from sklearn_diffuq._path import BlockwiseMean, GaussianPath, time_grid
 from sklearn_diffuq._saved_model import column_names, load_wrapped, part, plain, wrapped_state
 from sklearn_diffuq._transition import UnifiedTransition
 
@@ -63,6 +65,7 @@ class PersistenceMixin:
             self.wrapped_, with_weights=self.readout == "finetune"
         )
         path_config, path_tensors = _path_state(self._path)
+        calibration_config, tables = _calibration_state(self._calibrations)
         config = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -74,16 +77,16 @@ class PersistenceMixin:
             "feature_names_in": column_names(self),
             "n_blocks": self.n_blocks_,
             "n_block_parameters": self.n_block_parameters_,
-            "n_steps": self.n_steps_,
-            "n_parameters": self.n_parameters_,
+            "grids": [list(grid) for grid in self._grids.values()],
             "rank": self.rank_,
             "path": path_config,
-            "calibration": {name: asdict(c) for name, c in self.calibration_.items()},
+            "calibration": calibration_config,
             "seed": self._seed,
             "history": self.history_,
             "wrapped": wrapped_config,
         }
         tensors = _prefixed("path", path_tensors) | _prefixed("wrapped", wrapped_tensors)
+        tensors |= _prefixed("calibration", tables)
         _write(directory, json.dumps(config, indent=1, default=_json), tensors)
 
     @classmethod
@@ -125,10 +128,8 @@ class PersistenceMixin:
             params["estimator"] = clone(wrapped)
         fitted = FittedPath(
             _load_path(config["path"], part(tensors, "path"), wrapped.backbone_),
-            {
-                name: Calibration(**{**c, "scales": NoiseScales(**c["scales"])})
-                for name, c in config["calibration"].items()
-            },
+            {len(grid) - 1: tuple(grid) for grid in config["grids"]},
+            _load_calibrations(config["calibration"], part(tensors, "calibration")),
             config["rank"],
             config["history"],
         )
@@ -228,8 +229,9 @@ def _given_as(estimator):
 
 
 def _path_state(path):
-    config = {"grid": list(path.mean.grid), "scales": asdict(path.covariance.scales)}
-    tensors = {f"covariance.{k}": v for k, v in path.covariance.state_dict().items()}
+    covariance = path.covariance
+    config = {"intervals": covariance.intervals, "blocks": [int(b) for b in covariance.processes]}
+    tensors = {f"covariance.{k}": v for k, v in covariance.state_dict().items()}
     if isinstance(path.mean, UnifiedTransition):
         n_shared_blocks = max(path.mean.group) + 1
         config["transition"] = {"rank": path.mean.rank, "n_shared_blocks": n_shared_blocks}
@@ -238,39 +240,71 @@ def _path_state(path):
 
 
 def _load_path(config, tensors, backbone):
-    grid = tuple(config["grid"])
+    intervals = tuple(map(tuple, config["intervals"]))
     if "transition" in config:
         state = part(tensors, "transition")
-        mean = _load_transition(state, backbone, grid, **config["transition"])
+        mean = _load_transition(state, backbone, intervals, **config["transition"])
     else:
-        mean = BlockwiseMean(backbone, grid)
-    covariance = _load_covariance(part(tensors, "covariance"), NoiseScales(**config["scales"]))
+        mean = BlockwiseMean(backbone, time_grid(backbone.n_blocks, backbone.n_blocks))
+    covariance = _load_covariance(part(tensors, "covariance"), intervals, config["blocks"])
     return GaussianPath(mean, covariance).to(backbone_device(backbone))
 
 
-def _load_transition(state, backbone, grid, rank, n_shared_blocks):
-    templates = [backbone.blocks[stop - 1] for stop in grid[1:]]
+def _load_transition(state, backbone, intervals, rank, n_shared_blocks):
     # zeros without memory: the constructor takes nothing but the shape of the matrices
     matrices = {
-        name.replace("/", "."): torch.zeros(()).expand(len(templates), *value.shape[1:])
+        name.replace("/", "."): torch.zeros(()).expand(len(intervals), *value.shape[1:])
         for name, value in part(state, "shared").items()
     }
     vectors = {name.replace("/", "."): v for name, v in part(state, "vectors").items()}
-    transition = UnifiedTransition(
-        templates, matrices, vectors, backbone, grid, rank, n_shared_blocks
-    )
+    transition = UnifiedTransition(intervals, matrices, vectors, backbone, rank, n_shared_blocks)
     transition.load_state_dict(state)
     return transition.requires_grad_(False)
 
 
-def _load_covariance(state, scales):
-    processes = []
-    for step in range(len(state["factors"])):
-        buffers = part(state, f"processes.{step}")
-        process = GaussianProcessVariance(buffers["states"][:2])  # its own inverse is not needed
-        for name, value in buffers.items():
-            setattr(process, name, value)
-        processes.append(process)
-    return StateCovariance(
-        state["factors"], state["token_variances"], processes, state["ordinary"], scales
-    )
+def _load_covariance(state, intervals, blocks):
+    processes = {b: _load_process(part(state, f"processes.{b}")) for b in blocks}
+    ordinary = {b: state[f"ordinary_{b}"] for b in blocks}
+    factors, token_variances = state["factors"], state["token_variances"]
+    return StateCovariance(intervals, factors, token_variances, processes, ordinary)
+
+
+def _load_process(state):
+    if "query_weight" in state:
+        n_heads = len({name.split(".")[1] for name in state if name.startswith("heads.")})
+        names = ("query_weight", "query_bias", "norm_weight", "norm_bias", "norm_eps")
+        heads = [_load_process(part(state, f"heads.{i}")) for i in range(n_heads)]
+        return AttentionVariance(*(state.get(name) for name in names), heads)
+    process = GaussianProcessVariance(state["states"][:2])  # its own inverse is not needed
+    for name, value in state.items():
+        setattr(process, name, value)
+    return process
+
+
+def _calibration_state(calibrations):
+    config, tensors = {}, {}
+    for n_steps, kinds in calibrations.items():
+        config[n_steps] = {}
+        for kind, c in kinds.items():
+            config[n_steps][kind] = {
+                "scales": asdict(c.scales), "temperature": c.temperature, "nll": c.nll
+            }  # fmt: skip
+            if c.table is not None:
+                for name in ("margins", "covariance"):
+                    tensors[f"{n_steps}.{kind}.{name}"] = getattr(c.table, name)
+    return config, tensors
+
+
+def _load_calibrations(config, tensors):
+    calibrations = {}
+    for n_steps, kinds in config.items():
+        calibrations[int(n_steps)] = {}
+        for kind, c in kinds.items():
+            table = part(tensors, f"{n_steps}.{kind}")
+            calibrations[int(n_steps)][kind] = Calibration(
+                NoiseScales(**c["scales"]),
+                c["temperature"],
+                c["nll"],
+                MomentTable(**table) if table else None,
+            )
+    return calibrations

@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 
-from sklearn_diffuq._calibration import linearise, moment_draws
-from sklearn_diffuq._covariance import NoiseScales
 from sklearn_diffuq._fitting import backbone_device
+from sklearn_diffuq._moments import moment_draws
 from sklearn_diffuq._propagation import (
     PathNoise,
     chunks,
@@ -40,21 +39,21 @@ def path_predictions(path, backbone, inputs, calibration, reduce, *, inference, 
     """
     device = backbone_device(backbone)
     path = path.with_scales(calibration.scales).to(device)
-    noisy = calibration.scales != NoiseScales()
-    draws = moment_draws(backbone.n_outputs, seed) if noisy and inference == "moments" else None
-    noise = PathNoise.of(path, n_samples, seed) if noisy and inference == "sampling" else None
+    draws, noise = None, None
+    if calibration.has_noise and inference == "moments":
+        draws = moment_draws(backbone.n_outputs, seed)
+    elif calibration.has_noise and inference == "sampling":
+        noise = PathNoise.of(path, n_samples, seed)
     results = None
-    with backbone.frozen():
+    with backbone.frozen(), torch.no_grad():
         for rows, batch in chunks(inputs, device, 1 if noise is None else n_samples):
+            end = propagate(path, backbone, batch, noise).take(len(rows))
+            logits = end.outcome
             if draws is not None:
-                law = linearise(path, backbone, batch)
-                logits, variance = law.sample(calibration.scales, draws.to(device)), law.variance
-            else:
-                with torch.no_grad():
-                    logits, variance = propagate(path, backbone, batch, noise)
-            m = len(rows)
-            proba = path_probabilities(logits[:, :m].cpu(), calibration.temperature).numpy()
-            values = reduce(proba / proba.sum(2, keepdims=True), variance[:m].cpu().numpy())
+                growth = path.covariance.growth(end.distance)
+                logits = calibration.table.sample(logits[0], growth, draws)
+            proba = path_probabilities(logits, calibration.temperature_at(end.distance)).numpy()
+            values = reduce(proba / proba.sum(2, keepdims=True), end.variance.numpy())
             if results is None:
                 results = [np.empty((len(inputs), *v.shape[1:])) for v in values]
             for result, value in zip(results, values, strict=True):

@@ -4,7 +4,7 @@ These functions take any callable ``(h, step, context) -> GaussianTransition`` w
 `n_steps`; they know no network and no estimator.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -45,19 +45,21 @@ class PathNoise:
         self.n_drawn = (n_paths + 1) // 2
         self.width = width
         self.seed = seed
-        engine = qmc.MultivariateNormalQMC(
-            np.zeros(n_steps * rank), engine=qmc.Sobol(n_steps * rank, rng=seed)
-        )
-        points = engine.random(2 ** int(np.ceil(np.log2(self.n_drawn))))[: self.n_drawn]
-        drawn = torch.as_tensor(points, dtype=torch.float32).reshape(-1, n_steps, rank)
+        points = np.zeros((self.n_drawn, 0))
+        if rank:
+            engine = qmc.MultivariateNormalQMC(
+                np.zeros(n_steps * rank), engine=qmc.Sobol(n_steps * rank, rng=seed)
+            )
+            points = engine.random(2 ** int(np.ceil(np.log2(self.n_drawn))))[: self.n_drawn]
+        drawn = torch.as_tensor(points, dtype=torch.float32).reshape(self.n_drawn, n_steps, rank)
         self.shared = self._antithetic(drawn)
         self._tokens = {}
 
     @classmethod
     def of(cls, path, n_paths, seed):
         """Return the noise that fits the shapes of a `GaussianPath`."""
-        n_steps, width, rank = path.covariance.factors.shape
-        return cls(n_paths, n_steps, rank, width, seed)
+        width, rank = path.covariance.factor(0).shape
+        return cls(n_paths, path.n_steps, rank, width, seed)
 
     def _antithetic(self, drawn):
         return torch.cat([drawn, -drawn])[: self.n_paths]
@@ -91,17 +93,48 @@ def _tile(transition, k):
     def repeat(x):
         return x if x is None or len(x) != n else x.repeat(k, *[1] * (x.ndim - 1))
 
-    return replace(
-        transition,
-        mean=repeat(transition.mean),
-        shared_variance=repeat(transition.shared_variance),
-        token_variance=repeat(transition.token_variance),
-        mask=repeat(transition.mask),
-    )
+    per_row = ("mean", "shared_variance", "token_variance", "mask", "distance")
+    return replace(transition, **{name: repeat(getattr(transition, name)) for name in per_row})
+
+
+@dataclass(frozen=True)
+class PathEnd:
+    """Where paths have led, and what was seen on the way.
+
+    Attributes
+    ----------
+    outcome : Tensor of shape (K * n, t, d) or (K, n, n_classes)
+        The last states, path by path; or the logits they give.
+    variance : Tensor of shape (n, n_steps)
+        Mean over paths, tokens and channels of the variance added by each step.
+    distance : Tensor of shape (n,)
+        Mean over paths and states of the standardised distance to the training data; zero where
+        the path does not depend on it.
+    """
+
+    outcome: torch.Tensor
+    variance: torch.Tensor
+    distance: torch.Tensor
+
+    @staticmethod
+    def of(state, laws, n, n_paths=1):
+        """Collect what the `laws` of the steps say of `n` rows on `n_paths` paths each."""
+
+        def over_paths(x):
+            return x.unflatten(0, (n_paths, n)).mean(0)
+
+        variance = torch.stack([over_paths(law.mean_variance()) for law in laws], 1)
+        seen = [over_paths(law.distance) for law in laws if law.distance is not None]
+        distance = torch.cat(seen, 1).mean(1) if seen else variance.new_zeros(n)
+        return PathEnd(state, variance, distance)
+
+    def take(self, n):
+        """Return the first `n` rows, on the CPU; `outcome` holds logits."""
+        return PathEnd(self.outcome[:, :n].cpu(), self.variance[:n].cpu(), self.distance[:n].cpu())
 
 
 def sample_paths(path, h, context, tiled_context, noise):
-    """Draw K paths from the state `h` and return the last state of each.
+    """Draw K paths from the state `h` and return where they end.
 
     Parameters
     ----------
@@ -114,41 +147,28 @@ def sample_paths(path, h, context, tiled_context, noise):
 
     Returns
     -------
-    state : Tensor of shape (K * n, t, d)
-        Path by path.
-    variance : Tensor of shape (n, n_steps)
-        Mean over paths, tokens and channels of the variance added by each step.
+    end : PathEnd
     """
     n, t = h.shape[:2]
-    variances = []
+    laws = []
     for step in range(path.n_steps):
         # All paths start in the same state, so the first law is computed once.
-        transition = (
-            path(h, step, tiled_context) if step else _tile(path(h, 0, context), noise.n_paths)
-        )
-        variances.append(mean_variance(transition).reshape(noise.n_paths, n).mean(0))
+        law = path(h, step, tiled_context) if step else _tile(path(h, 0, context), noise.n_paths)
+        laws.append(replace(law, mean=None))  # the states need not be kept
         z = noise.shared[:, step].to(h).repeat_interleave(n, 0)
         eps = noise.tokens(step, t).to(h).repeat_interleave(n, 0)
-        h = transition.sample(z, eps)
-    return h, torch.stack(variances, 1)
+        h = law.sample(z, eps)
+    return PathEnd.of(h, laws, n, noise.n_paths)
 
 
 def mean_path(path, h, context):
-    """Follow the mean of the path from `h` (n, t, d); return the last state and the variances."""
-    variances = []
+    """Follow the mean of the path from `h` (n, t, d) and return its `PathEnd`."""
+    laws, n = [], len(h)
     for step in range(path.n_steps):
-        transition = path(h, step, context)
-        variances.append(mean_variance(transition))
-        h = transition.mean
-    return h, torch.stack(variances, 1)
-
-
-def mean_variance(transition):
-    """Return the variance of each example, averaged over its real tokens and channels, (n,)."""
-    variance = transition.marginal_variance().mean(2)
-    if transition.mask is None:
-        return variance.mean(1)
-    return variance.sum(1) / transition.mask.sum(1).clamp_min(1)
+        law = path(h, step, context)
+        laws.append(replace(law, mean=None))
+        h = law.mean
+    return PathEnd.of(h, laws, n)
 
 
 def propagate(path, backbone, batch, noise=None):
@@ -166,33 +186,36 @@ def propagate(path, backbone, batch, noise=None):
 
     Returns
     -------
-    logits : Tensor of shape (K, n, n_classes)
-        K = 1 without noise.
-    variance : Tensor of shape (n, n_steps)
+    end : PathEnd
+        Its outcome are the logits, (K, n, n_classes); K = 1 without noise.
     """
     h, context = backbone.embed(batch)
     if noise is None:
-        h, variance = mean_path(path, h, context)
-        return backbone.readout(h, context)[None], variance
-    n = len(h)
+        end = mean_path(path, h, context)
+        return replace(end, outcome=backbone.readout(end.outcome, context)[None])
     _, tiled = backbone.embed(tile_batch(batch, noise.n_paths))
-    h, variance = sample_paths(path, h, context, tiled, noise)
-    return backbone.readout(h, tiled).unflatten(0, (noise.n_paths, n)), variance
+    end = sample_paths(path, h, context, tiled, noise)
+    logits = backbone.readout(end.outcome, tiled).unflatten(0, (noise.n_paths, len(h)))
+    return replace(end, outcome=logits)
 
 
 @torch.no_grad()
 def path_distances(path, backbone, batch):
-    """Return the standardised distances of the mean path's states to the data, (n, n_steps)."""
+    """Return the standardised distances of the mean path's states to the data, (n, m)."""
     h, context = backbone.embed(batch)
     distances = []
     for step in range(path.n_steps):
-        h = path.mean(h, step, context)
-        distances.append(path.covariance.distance(h, step, context.mask))
-    return torch.stack(distances, 1)
+        mean = path.mean(h, step, context)
+        distances.append(path.distances(h, mean, step, context))
+        h = mean
+    return torch.cat(distances, 1)
 
 
 def path_probabilities(logits, temperature):
-    """Return the class probabilities of every path, float64, shape (K, n, n_classes)."""
+    """Return the class probabilities of every path, float64, shape (K, n, n_classes).
+
+    `temperature` is one number, or one of each row, (n, 1).
+    """
     return torch.softmax(logits.double() / temperature, -1)
 
 
@@ -213,13 +236,20 @@ def real_rows(inputs, device="cpu"):
 
 
 @torch.no_grad()
+def propagate_all(path, backbone, inputs, noise=None, device="cpu"):
+    """Return the `PathEnd` of all rows on the CPU, float32; its outcome are logits (K, n, C)."""
+    parts, order = [], []
+    for rows, batch in chunks(inputs, device, 1 if noise is None else noise.n_paths):
+        parts.append(propagate(path, backbone, batch, noise).take(len(rows)))
+        order.append(rows)
+    order = torch.argsort(torch.as_tensor(np.concatenate(order)))
+    return PathEnd(
+        torch.cat([p.outcome for p in parts], 1)[:, order].float(),
+        torch.cat([p.variance for p in parts])[order].float(),
+        torch.cat([p.distance for p in parts])[order].float(),
+    )
+
+
 def logits_of(path, backbone, inputs, noise=None, device="cpu"):
     """Return the logits of all rows at the end of the path, shape (K, n, n_classes), on the CPU."""
-    n_paths = 1 if noise is None else noise.n_paths
-    out = None
-    for rows, batch in chunks(inputs, device, n_paths):
-        logits, _ = propagate(path, backbone, batch, noise)
-        if out is None:
-            out = torch.empty(n_paths, len(inputs), logits.shape[2])
-        out[:, rows] = logits[:, : len(rows)].float().cpu()
-    return out
+    return propagate_all(path, backbone, inputs, noise, device).outcome

@@ -28,6 +28,8 @@ def plain(value):
         value = value.item()
     if isinstance(value, torch.device):
         value = str(value)
+    if isinstance(value, (tuple, list)):
+        return [plain(v) for v in value]
     return value if isinstance(value, (str, bool, int, float)) else None
 
 

@@ -67,7 +67,7 @@ class MomentCollector:
             x = args[0].detach()
             if self.mask is not None and x.shape[:2] == self.mask.shape:
                 x = x[self.mask]
-            self._sums.setdefault(key, _RunningMoments(full=True)).update(x.flatten(0, -2).float())
+            self._sums.setdefault(key, RunningMoments(full=True)).update(x.flatten(0, -2).float())
 
         return record
 
@@ -80,35 +80,38 @@ class MomentCollector:
 
 @dataclass
 class PathStatistics:
-    """What one pass over training rows says of the frozen path.
+    """What one pass over training rows says of the frozen path, for every step it may take.
 
     Attributes
     ----------
-    token_variance : Tensor of shape (n_steps, d)
+    intervals : tuple of (int, int), length n_intervals
+        First block of each step, and the block after its last.
+    token_variance : Tensor of shape (n_intervals, d)
         Variance over tokens of the increment of each step.
-    pooled_second_moment : Tensor of shape (n_steps, d, d)
+    pooled_second_moment : Tensor of shape (n_intervals, d, d)
         Covariance over examples of the token mean of the increment.
-    states : Tensor of shape (n_steps, n, 3d)
-        Described states (see `describe`) that each step arrives at.
+    states : dict from int to Tensor of shape (n, 3d)
+        Described states (see `describe`) before each block at which a step starts or ends.
     moments : InputMoments or None
     """
 
+    intervals: tuple
     token_variance: Tensor
     pooled_second_moment: Tensor
-    states: Tensor
+    states: dict
     moments: InputMoments | None
 
 
 @torch.no_grad()
-def collect_statistics(backbone, batches, grid, with_moments):
+def collect_statistics(backbone, batches, intervals, with_moments):
     """Run training batches through the frozen blocks and measure the path.
 
     Parameters
     ----------
     backbone : Backbone
     batches : iterable of dict of Tensor
-    grid : tuple of int
-        Time grid.
+    intervals : sequence of (int, int)
+        First block of each step, and the block after its last; see `steps_of`.
     with_moments : bool
         Whether to collect the input moments of the linear layers too.
 
@@ -116,26 +119,28 @@ def collect_statistics(backbone, batches, grid, with_moments):
     -------
     statistics : PathStatistics
     """
-    tokens = [_RunningMoments() for _ in grid[1:]]
-    pooled = [_RunningMoments(full=True) for _ in grid[1:]]
-    states = [[] for _ in grid[1:]]
+    tokens = [RunningMoments() for _ in intervals]
+    pooled = [RunningMoments(full=True) for _ in intervals]
+    states = {block: [] for block in sorted({b for step in intervals for b in step})}
     collector = MomentCollector(backbone.blocks if with_moments else [])
     with collector:
         for batch in batches:
             h, context = backbone.embed(batch)
             collector.mask = context.mask
-            for step in range(len(grid) - 1):
-                before = h
-                for block in range(grid[step], grid[step + 1]):
-                    h = backbone.block(block, h, context)
-                states[step].append(describe(h, context.mask))
-                increment = (h - before).float()
-                tokens[step].update(_real(increment, context.mask))
-                pooled[step].update(_token_mean(increment, context.mask))
+            path = [h]
+            for block in range(backbone.n_blocks):
+                path.append(backbone.block(block, path[-1], context))
+            for block, described in states.items():
+                described.append(describe(path[block], context.mask))
+            for i, (start, stop) in enumerate(intervals):
+                increment = (path[stop] - path[start]).float()
+                tokens[i].update(_real(increment, context.mask))
+                pooled[i].update(token_mean(increment, context.mask))
     return PathStatistics(
+        tuple(intervals),
         torch.stack([m.covariance() for m in tokens]),
         torch.stack([m.covariance() for m in pooled]),
-        torch.stack([torch.cat(s) for s in states]),
+        {block: torch.cat(described) for block, described in states.items()},
         collector.moments() if with_moments else None,
     )
 
@@ -144,13 +149,14 @@ def _real(h, mask):
     return h.flatten(0, 1) if mask is None else h[mask]
 
 
-def _token_mean(h, mask):
+def token_mean(h, mask):
+    """Return the mean over real tokens of `h` (n, t, d), shape (n, d)."""
     if mask is None:
         return h.mean(1)
     return (h * mask[..., None]).sum(1) / mask.sum(1).clamp_min(1)[:, None]
 
 
-class _RunningMoments:
+class RunningMoments:
     """Mean and covariance (or variance) of rows that come in batches, summed in float64."""
 
     def __init__(self, full=False):
@@ -158,12 +164,14 @@ class _RunningMoments:
         self.n, self.total, self.square = 0, 0.0, 0.0
 
     def update(self, x):
+        """Add rows (n, d)."""
         self.n += len(x)
         self.total = self.total + x.sum(0).double()
         square = x.T @ x if self.full else x.square().sum(0)
         self.square = self.square + square.double()
 
     def covariance(self):
+        """Return the covariance (d, d), or the variance (d,), of all rows."""
         mean = self.total / self.n
         product = torch.outer(mean, mean) if self.full else mean.square()
         covariance = self.square / self.n - product

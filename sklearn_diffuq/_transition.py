@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from sklearn_diffuq._path import steps_of
 from sklearn_diffuq._statistics import linear_layers
 from sklearn_diffuq.exceptions import BackboneError
 
@@ -23,76 +24,107 @@ class UnifiedTransition(nn.Module):
 
     Parameters
     ----------
-    templates : list of nn.Module, length n_steps
-        Blocks whose code is run; their parameters are not used and are moved to the meta device.
-    matrices : dict from name to Tensor of shape (n_steps, out, in)
+    intervals : sequence of (int, int), length n_intervals
+        The steps it knows, from a block to a later one, see `steps_of`. Those of one time grid, or
+        of several that share the network.
+    matrices : dict from name to Tensor of shape (n_intervals, out, in)
         The per-step matrices to start from.
-    vectors : dict from name to Tensor of shape (n_steps, ...)
+    vectors : dict from name to Tensor of shape (n_intervals, ...)
         The per-step vectors (norms, biases, gains) to start from.
     backbone : Backbone
-        Supplies the recorded arguments of the blocks; never trained, not part of the state.
-    grid : tuple of int, length ``n_steps + 1``
+        Its blocks supply the code that is run, and the recorded arguments; their parameters are
+        not used, never trained, and not part of the state.
     rank : int or None
         Rank of the per-step deltas. None keeps every step's full matrix.
     n_shared_blocks : int, default=1
         Number of shared matrices; consecutive steps share one.
+
+    Attributes
+    ----------
+    entries : tuple of int
+        The intervals that are followed, in order; all of them at first, see `on`.
 
     Notes
     -----
     Shape: `forward` maps a state (n, t, d) at step s to the mean (n, t, d) at step s + 1.
     """
 
-    def __init__(self, templates, matrices, vectors, backbone, grid, rank, n_shared_blocks=1):
+    def __init__(self, intervals, matrices, vectors, backbone, rank, n_shared_blocks=1):
         super().__init__()
-        self.n_steps = len(templates)
-        self.grid = grid
+        n = len(intervals)
+        self.intervals = tuple(map(tuple, intervals))
+        self.entries = tuple(range(n))
         self.rank = rank
-        self.group = [s * n_shared_blocks // self.n_steps for s in range(self.n_steps)]
+        groups = [start * n_shared_blocks // backbone.n_blocks for start, _ in intervals]
+        self.group = [sorted(set(groups)).index(g) for g in groups]
+        templates = [backbone.blocks[stop - 1] for _, stop in intervals]
         self._templates = [copy.deepcopy(t).to("meta").eval() for t in templates]
         self._buffers_of = [dict(t.named_buffers()) for t in templates]
         self._backbone = [backbone]  # a list hides it from nn.Module: it is not part of the state
-        self.log_variance = nn.Parameter(torch.zeros(self.n_steps, backbone.width))
-        self.vectors = nn.ParameterDict({_key(n): v.clone() for n, v in vectors.items()})
+        self.log_variance = nn.Parameter(torch.zeros(n, backbone.width))
+        self.vectors = nn.ParameterDict({_key(k): v.clone() for k, v in vectors.items()})
         self.shared, self.up, self.down = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
-        n_shared = self.n_steps if rank is None else n_shared_blocks
+        n_shared = n if rank is None else max(self.group) + 1
         for name, stack in matrices.items():
-            key, (n, d_out, d_in) = _key(name), stack.shape
+            key, (_, d_out, d_in) = _key(name), stack.shape
             self.shared[key] = stack.new_zeros(n_shared, d_out, d_in)
             if rank is not None:
                 self.up[key] = stack.new_zeros(n, d_out, rank)
                 self.down[key] = stack.new_zeros(n, rank, d_in)
 
+    def on(self, grid):
+        """Return this transition on a time grid; the parameters are shared."""
+        other = copy.copy(self)
+        other.entries = tuple(self.intervals.index(step) for step in steps_of(grid))
+        return other
+
+    @property
+    def n_steps(self):
+        """Number of steps that are followed."""
+        return len(self.entries)
+
+    @property
+    def grid(self):
+        """Time grid of the steps that are followed."""
+        stops = [self.intervals[i][1] for i in self.entries]
+        return (self.intervals[self.entries[0]][0], *stops)
+
     @property
     def n_parameters(self):
-        """Number of parameters of the transition."""
-        return sum(p.numel() for p in self.parameters())
+        """Number of parameters that the followed steps need."""
+        shared = sum(p[0].numel() for p in self.shared.values())
+        total = sum(p.numel() for p in self.parameters()) - sum(
+            p.numel() for p in self.shared.values()
+        )
+        n_shared = self.n_steps if self.rank is None else len({self.group[i] for i in self.entries})
+        return total * self.n_steps // len(self.intervals) + shared * n_shared
 
     def variance(self, step):
         """Return the variance of the transition's error per channel, shape (d,)."""
-        return self.log_variance[step].clamp(*LOG_VARIANCE_BOUNDS).exp()
+        return self.log_variance[self.entries[step]].clamp(*LOG_VARIANCE_BOUNDS).exp()
 
     def variances(self):
-        """Return the variance of every step and channel, detached, shape (n_steps, d)."""
-        return torch.stack([self.variance(s) for s in range(self.n_steps)]).detach()
+        """Return the variances of all steps it knows, detached, shape (n_intervals, d)."""
+        return self.log_variance.detach().clamp(*LOG_VARIANCE_BOUNDS).exp()
 
     def matrix(self, key, step):
         """Return the matrix `key` of `step`, shape (out, in)."""
+        i = self.entries[step]
         if self.rank is None:
-            return self.shared[key][step]
-        low_rank = self.up[key][step] @ self.down[key][step]
-        return self.shared[key][self.group[step]] + low_rank
+            return self.shared[key][i]
+        return self.shared[key][self.group[i]] + self.up[key][i] @ self.down[key][i]
 
     def forward(self, h, step, context):
         """Return the mean of the state after `step`, from the state `h` (n, t, d) before it."""
-        parameters = {_name(k): v[step] for k, v in self.vectors.items()}
+        i = self.entries[step]
+        parameters = {_name(k): v[i] for k, v in self.vectors.items()}
         parameters |= {_name(k): self.matrix(k, step) for k in self.shared}
-        parameters |= {n: b.to(h.device) for n, b in self._buffers_of[step].items()}
+        parameters |= {n: b.to(h.device) for n, b in self._buffers_of[i].items()}
 
         def call(*args, **kwargs):
-            return functional_call(self._templates[step], parameters, args, kwargs)
+            return functional_call(self._templates[i], parameters, args, kwargs)
 
-        block = self.grid[step + 1] - 1
-        return self._backbone[0].block(block, h, context, call=call)
+        return self._backbone[0].block(self.intervals[i][1] - 1, h, context, call=call)
 
 
 def _key(name):
@@ -103,7 +135,7 @@ def _name(key):
     return key.replace("/", ".")
 
 
-def unified_transition(backbone, grid, rank, moments, n_shared_blocks=1, n_alternations=8):
+def unified_transition(backbone, intervals, rank, moments, n_shared_blocks=1, n_alternations=8):
     """Build a `UnifiedTransition` and start it from the frozen blocks, in closed form.
 
     For every matrix, ``sum_s w_s ||(W_s - W_shared - U_s V_s) C_s^{1/2}||^2`` is minimised by
@@ -115,10 +147,10 @@ def unified_transition(backbone, grid, rank, moments, n_shared_blocks=1, n_alter
     Parameters
     ----------
     backbone : Backbone
-    grid : tuple of int
-        Time grid, see `time_grid`.
+    intervals : sequence of (int, int)
+        The steps, see `UnifiedTransition`.
     rank : int or None
-        Rank of the per-step deltas; None for full rank, which is exact for one step per block.
+        Rank of the per-step deltas; None for full rank, which is exact for steps of one block.
     moments : InputMoments
         Linear layers without input moments get the identity as metric.
     n_shared_blocks : int, default=1
@@ -132,17 +164,14 @@ def unified_transition(backbone, grid, rank, moments, n_shared_blocks=1, n_alter
     names = _parameter_shapes(backbone)
     matrices, vectors = {}, {}
     for name, shape in names.items():
-        stack = torch.stack([_merged(backbone, grid, s, name) for s in range(len(grid) - 1)])
+        stack = torch.stack([_merged(backbone, interval, name) for interval in intervals])
         is_matrix = len(shape) == 2 and min(shape) > 1
         (matrices if is_matrix else vectors)[name] = stack
-    templates = [backbone.blocks[stop - 1] for stop in grid[1:]]
-    transition = UnifiedTransition(
-        templates, matrices, vectors, backbone, grid, rank, min(n_shared_blocks, len(templates))
-    )
+    transition = UnifiedTransition(intervals, matrices, vectors, backbone, rank, n_shared_blocks)
     linear = {w: (b, axis) for w, b, _, axis in linear_layers(backbone.blocks[0])}
     for name, stack in matrices.items():
         bias, axis = linear.get(name, (None, 1))
-        metric, mean = _step_moments(moments, grid, name, stack.shape[1 + axis])
+        metric, mean = _step_moments(moments, intervals, name, stack.shape[1 + axis])
         _start_matrix(transition, name, bias, stack, axis, metric, mean, n_alternations)
     return transition.requires_grad_(True)
 
@@ -158,19 +187,18 @@ def _parameter_shapes(backbone):
     return shapes
 
 
-def _merged(backbone, grid, step, name):
-    blocks = backbone.blocks[grid[step] : grid[step + 1]]
+def _merged(backbone, interval, name):
+    blocks = backbone.blocks[slice(*interval)]
     return torch.stack([b.get_parameter(name).detach().float() for b in blocks]).mean(0)
 
 
-def _step_moments(moments, grid, name, d_in):
+def _step_moments(moments, intervals, name, d_in):
     """Return second moments (S, d_in, d_in) and means (S, d_in) of the inputs of `name`."""
-    n_steps = len(grid) - 1
+    n = len(intervals)
     if (0, name) not in moments.second:
-        return torch.eye(d_in).expand(n_steps, -1, -1), torch.zeros(n_steps, d_in)
-    blocks = [range(grid[s], grid[s + 1]) for s in range(n_steps)]
-    second = [torch.stack([moments.second[k, name] for k in b]).mean(0) for b in blocks]
-    mean = [torch.stack([moments.mean[k, name] for k in b]).mean(0) for b in blocks]
+        return torch.eye(d_in).expand(n, -1, -1), torch.zeros(n, d_in)
+    second = [torch.stack([moments.second[k, name] for k in range(*i)]).mean(0) for i in intervals]
+    mean = [torch.stack([moments.mean[k, name] for k in range(*i)]).mean(0) for i in intervals]
     return torch.stack(second), torch.stack(mean)
 
 

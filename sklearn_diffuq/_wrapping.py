@@ -15,6 +15,7 @@ from sklearn.utils.validation import (
     _check_sample_weight,
     check_consistent_length,
     check_is_fitted,
+    check_memory,
     column_or_1d,
 )
 
@@ -118,20 +119,18 @@ def fit_wrapped(owner, X, y, sample_weight, seed):
     if isinstance(estimator, FrozenEstimator):
         wrapped = estimator.estimator
         check_is_fitted(wrapped)
-    elif estimator is None:
-        wrapped = FTTransformerClassifier(device=owner.device, random_state=seed)
-        wrapped.fit(X, y, sample_weight)
     elif isinstance(estimator, (torch.nn.Module, str)):
         wrapped = TransformerClassifier(
             estimator, preprocessor=owner.preprocessor, device=owner.device, random_state=seed
         )
         wrapped.fit(X, y, sample_weight)
     else:
-        wrapped = clone(estimator)
+        wrapped = FTTransformerClassifier(device=owner.device) if estimator is None else estimator
+        wrapped = clone(wrapped)
         if "random_state" in wrapped.get_params() and wrapped.random_state is None:
             wrapped.set_params(random_state=seed)
         if hasattr(wrapped, "encode"):
-            wrapped.fit(X, y, sample_weight)
+            wrapped = check_memory(owner.memory).cache(_fit)(wrapped, X, y, sample_weight)
     if not hasattr(wrapped, "encode"):
         raise TypeError(
             f"DiffusionCalibratedClassifier cannot look into a {type(wrapped).__name__}: estimator "
@@ -140,6 +139,11 @@ def fit_wrapped(owner, X, y, sample_weight, seed):
             "steps before DiffusionCalibratedClassifier in a Pipeline, not inside it."
         )
     return wrapped
+
+
+def _fit(estimator, X, y, sample_weight):
+    estimator.fit(X, y, sample_weight)
+    return estimator
 
 
 def choose_readout(wrapped, readout, training):

@@ -28,9 +28,11 @@ LAZY = ("transformers", "timm", "matplotlib")
 # The core, stage by stage. A file knows its own layer and the layers above it in this list.
 CORE = [
     {"_inputs", "_training", "backbones"},
-    {"_path", "_covariance", "_statistics"},
+    {"_path", "_covariance", "_attention", "_statistics"},
     {"_transition", "_propagation"},
+    {"_moments", "_perturbation"},
     {"_objective", "_calibration"},
+    {"_transition_fitting"},
     {"_fitting"},
     {"_prediction"},
 ]
@@ -45,7 +47,12 @@ WRAPPED = {
     "_transformers",
 }
 # Where the two meet, in order.
-MEETING = [{"_wrapping", "_saved_model"}, {"_persistence"}, {"_classifier"}]
+MEETING = [
+    {"_wrapping", "_saved_model"},
+    {"_persistence", "_predictor"},
+    {"_classifier"},
+    {"_step_curve"},
+]
 BESIDE = {"datasets", "exceptions", "metrics"}
 # File or folder -> libraries it must know nothing about.
 FORBIDDEN = {
@@ -53,9 +60,12 @@ FORBIDDEN = {
     "datasets/": ("torch", "skorch", "transformers", "timm"),
     "_path.py": ("sklearn",),
     "_covariance.py": ("sklearn",),
+    "_attention.py": ("sklearn",),
     "_statistics.py": ("sklearn",),
     "_transition.py": ("sklearn",),
     "_propagation.py": ("sklearn",),
+    "_moments.py": ("sklearn",),
+    "_perturbation.py": ("sklearn",),
     "_objective.py": ("sklearn",),
     "_prediction.py": ("sklearn",),
 }

@@ -1,30 +1,26 @@
 """Temperature and noise scales against optima that are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from scipy.integrate import quad
-from scipy.special import expit
-from scipy.stats import norm
 from tiny_backbones import ALL
 
 from sklearn_diffuq import _calibration
 from sklearn_diffuq._calibration import (
     Calibration,
-    LinearisedPath,
     calibrate,
     fit_noise,
     fit_temperature,
-    linearise,
-    moment_draws,
     path_nll,
 )
 from sklearn_diffuq._covariance import NoiseScales, fit_covariance
 from sklearn_diffuq._inputs import Dense, EncodedInputs, LabelledInputs
-from sklearn_diffuq._path import BlockwiseMean, GaussianPath, time_grid
-from sklearn_diffuq._propagation import PathNoise, propagate
+from sklearn_diffuq._moments import LinearisedPath
+from sklearn_diffuq._path import BlockwiseMean, GaussianPath, steps_of, time_grid
+from sklearn_diffuq._propagation import PathNoise
 from sklearn_diffuq._statistics import collect_statistics
-from sklearn_diffuq.backbones import Backbone
 
 
 def _labels(logits, seed=0):
@@ -76,20 +72,7 @@ def _linearised(margin, variance):
     shared = torch.zeros(n, 1, 2, 2, dtype=torch.float64)
     shared[:, 0, 1, 1] = variance
     zeros = torch.zeros(n, 1, dtype=torch.float64)
-    return LinearisedPath(logits, top, shared, torch.zeros_like(shared), zeros, zeros)
-
-
-def test_moments_equal_one_dimensional_quadrature():
-    margin = torch.tensor([-2.0, 0.3, 4.0])
-    variance = torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64)
-    draws = moment_draws(2, 0)
-    logits = _linearised(margin, variance).sample(NoiseScales(0.8, 0.0, 0.0), draws)
-    found = torch.softmax(logits, -1).mean(0)[:, 1]
-    expected = [
-        quad(lambda z, m=m, v=v: expit(m + 0.8 * np.sqrt(v) * z) * norm.pdf(z), -9, 9)[0]
-        for m, v in zip(margin.tolist(), variance.tolist(), strict=True)
-    ]
-    np.testing.assert_allclose(found, expected, atol=0.01)
+    return LinearisedPath(logits, top, shared, torch.zeros_like(shared), zeros, zeros[:, 0])
 
 
 def test_noise_is_found_where_labels_show_it():
@@ -108,74 +91,65 @@ def test_no_noise_is_reported_where_labels_show_none():
     margin = 3 * torch.randn(500, generator=torch.Generator().manual_seed(0))
     y = _labels(torch.stack([torch.zeros(500), margin], 1))
     fit = fit_noise(_linearised(margin, torch.ones(500).double()), y)
-    assert fit.scales == NoiseScales()
+    assert not fit.has_noise
+    assert fit.scales.distance == pytest.approx(0, abs=0.02)
     assert fit.temperature == pytest.approx(1.0, rel=0.15)
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("scales", [NoiseScales(1e-3, 0, 0.5), NoiseScales(0, 1e-3, 0.0)])
-def test_linearised_covariance_equals_that_of_paths_with_little_noise(name, scales):
-    backbone, batch = ALL[name]()
-    grid = time_grid(backbone.n_blocks, 2)
-    with backbone.frozen():
-        statistics = collect_statistics(backbone, [batch], grid, with_moments=False)
-        covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
-        path = GaussianPath(BlockwiseMean(backbone, grid), covariance.replace(scales))
-        law = linearise(path, backbone, batch)
-        logits, variance = propagate(path, backbone, batch, PathNoise.of(path, 4000, seed=0))
-    ordered = logits.detach().double().gather(2, law.top.expand(len(logits), -1, -1))
-    spread = ordered - ordered.mean(0)
-    expected = torch.einsum("kni,knj->nij", spread, spread) / len(logits)
-    found = law.covariance(scales.shared, scales.token, scales.distance)
-    scale = expected.abs().amax((1, 2), keepdim=True)
-    torch.testing.assert_close(found / scale, expected / scale, atol=0.1, rtol=0)
-    torch.testing.assert_close(law.variance.float(), variance.detach(), rtol=0.02, atol=0)
-
-
-def test_only_the_largest_logits_are_followed():
-    backbone, batch = ALL["vit"]()
-    grid = time_grid(4, 4)
-    head = torch.nn.Linear(16, 30)
-    backbone = Backbone(backbone.module, readout=head).probe(batch)
-    with backbone.frozen():
-        statistics = collect_statistics(backbone, [batch], grid, with_moments=False)
-        covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
-        law = linearise(GaussianPath(BlockwiseMean(backbone, grid), covariance), backbone, batch)
-        expected = backbone.logits(batch).topk(10).indices
-    assert torch.equal(law.top, expected)
-    drawn = law.sample(NoiseScales(0.5, 0.5, 0.0), moment_draws(30, 0))
-    moved = (drawn.std(0) > 1e-9).sum(1)
-    assert torch.all(moved == 10)
-
-
-def test_noise_common_to_all_logits_changes_nothing():
-    backbone, batch = ALL["vit"]()
-    head = torch.nn.Linear(16, 30)
-    with torch.no_grad():
-        head.weight.copy_(3 * torch.randn(16).expand(30, 16))
-    backbone = Backbone(backbone.module, readout=head).probe(batch)
-    grid = time_grid(4, 4)
-    with backbone.frozen():
-        statistics = collect_statistics(backbone, [batch], grid, with_moments=False)
-        covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
-        law = linearise(GaussianPath(BlockwiseMean(backbone, grid), covariance), backbone, batch)
-    drawn = law.sample(NoiseScales(1.0, 1.0, 0.0), moment_draws(30, 0))
-    expected = torch.softmax(law.logits, -1).expand(len(drawn), -1, -1)
-    torch.testing.assert_close(torch.softmax(drawn, -1), expected, atol=1e-4, rtol=0)
-
-
-def test_noise_pays_for_as_many_scales_as_are_free():
+def test_noise_has_to_pay_for_its_two_scales():
     decisions = []
-    for seed in (1, 2):
+    for seed, spread in ((1, 36.0), (2, 0.3)):
         generator = torch.Generator().manual_seed(seed)
-        margin = 4 * torch.randn(120, generator=generator)
-        variance = torch.where(torch.arange(120) % 2 == 0, 36.0, 0.01).double()
-        noise = variance.sqrt() * torch.randn(120, generator=generator).double()
-        y = _labels(torch.stack([torch.zeros(120).double(), margin + noise], 1), seed)
-        # The distance is zero everywhere, so a third scale gains nothing but has its price.
-        fits = [fit_noise(_linearised(margin, variance), y, distance=d) for d in (False, True)]
-        decisions.append([fit.scales != NoiseScales() for fit in fits])
-    assert decisions == [[True, True], [True, False]]
+        margin = 4 * torch.randn(400, generator=generator)
+        variance = torch.where(torch.arange(400) % 2 == 0, spread, 0.01).double()
+        noise = variance.sqrt() * torch.randn(400, generator=generator).double()
+        y = _labels(torch.stack([torch.zeros(400).double(), margin + noise], 1), seed)
+        decisions.append(fit_noise(_linearised(margin, variance), y, distance=False).has_noise)
+    assert decisions == [True, False]
+
+
+def _with_distance(margin, distance):
+    law = _linearised(margin, torch.zeros(len(margin)).double())
+    return replace(law, distance=distance, start=distance[:, None])
+
+
+def test_temperature_grows_with_the_distance_where_labels_show_it():
+    generator = torch.Generator().manual_seed(0)
+    margin = 4 * torch.randn(6000, generator=generator)
+    distance = torch.randn(6000, generator=generator).double()
+    logits = torch.stack([torch.zeros(6000).double(), margin / torch.exp(0.4 * distance)], 1)
+    fit = fit_noise(_with_distance(margin, distance), _labels(logits))
+    assert fit.scales.distance == pytest.approx(0.4, abs=0.08)
+    assert fit.temperature == pytest.approx(1.0, rel=0.1)
+    expected = fit.temperature * np.exp(fit.scales.distance * np.array([-1.0, 2.0]))
+    np.testing.assert_allclose(fit.temperature_at(torch.tensor([-1.0, 2.0]))[:, 0], expected)
+
+
+def test_perturbed_rows_tell_what_clean_rows_cannot():
+    generator = torch.Generator().manual_seed(0)
+    margin = 4 * torch.randn(1000, generator=generator)
+    near = torch.zeros(1000).double()  # all as far as each other: they say nothing of growth
+    clean = _with_distance(margin, near)
+    y = _labels(torch.stack([near, margin.double()], 1))
+    far = torch.full((1000,), 2.0).double()
+    y_far = _labels(torch.stack([near, margin.double() / np.exp(0.8)], 1), seed=1)
+    alone = fit_noise(clean, y)
+    told = fit_noise(clean, y, perturbed=(_with_distance(margin, far), y_far))
+    assert alone.scales.distance < 0.05
+    assert told.scales.distance == pytest.approx(0.4, abs=0.1)
+    assert told.nll == pytest.approx(alone.nll, abs=1e-3)  # at no price where nothing is far
+
+
+def test_growth_that_costs_ordinary_rows_is_refused():
+    generator = torch.Generator().manual_seed(0)
+    margin = 4 * torch.randn(1000, generator=generator)
+    distance = torch.randn(1000, generator=generator).double()
+    y = _labels(torch.stack([torch.zeros(1000), margin], 1))  # distance does not matter here
+    copies = _with_distance(margin, distance + 3)
+    random = torch.randint(2, (1000,), generator=generator)
+    weighty = fit_noise(_with_distance(margin, distance), y, perturbed=(copies, random))
+    plain = fit_temperature(_linearised(margin, distance).logits[None], y)
+    assert 1000 * (weighty.nll - plain[1]) <= 1
 
 
 def test_paths_are_tried_on_random_rows_of_sorted_data(monkeypatch):
@@ -184,7 +158,7 @@ def test_paths_are_tried_on_random_rows_of_sorted_data(monkeypatch):
     y = torch.arange(90) // 30
     held_out = LabelledInputs(EncodedInputs({"x": Dense(x.numpy())}), y, torch.ones(90))
     monkeypatch.setattr(_calibration, "MAX_SAMPLED_ROWS", 20)
-    noisy = Calibration(NoiseScales(0.1, 0.1, 0.0), 1.0, 0.0)
+    noisy = Calibration(NoiseScales(0.1, 0.1, 0.2), 1.0, 0.0)
     monkeypatch.setattr(_calibration, "fit_noise", lambda *args, **kwargs: noisy)
     seen = []
 
@@ -195,7 +169,7 @@ def test_paths_are_tried_on_random_rows_of_sorted_data(monkeypatch):
     monkeypatch.setattr(_calibration, "fit_temperature", spy)
     grid = time_grid(4, 2)
     with backbone.frozen():
-        statistics = collect_statistics(backbone, [{"x": x}], grid, with_moments=False)
+        statistics = collect_statistics(backbone, [{"x": x}], steps_of(grid), False)
         covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
         path = GaussianPath(BlockwiseMean(backbone, grid), covariance)
         calibrate(path, backbone, held_out, noise=PathNoise.of(path, 2, seed=0))

@@ -20,9 +20,14 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from timm.models import VisionTransformer
 
-from sklearn_diffuq import DiffusionCalibratedClassifier, FTTransformerClassifier
+from sklearn_diffuq import (
+    DiffusionCalibratedClassifier,
+    FTTransformerClassifier,
+    diffusion_step_curve,
+)
 from sklearn_diffuq._calibration import Calibration
 from sklearn_diffuq._covariance import NoiseScales
+from sklearn_diffuq._moments import MomentTable
 from sklearn_diffuq.exceptions import BackboneError, CalibrationWarning, ReadoutWarning
 
 pytestmark = [
@@ -63,7 +68,13 @@ def _fit(wrapped, table, **params):
 
 def _set_noise(clf, scales):
     """Give every kind of inference the same noise and temperature."""
-    clf.calibration_ = dict.fromkeys(clf.calibration_, Calibration(scales, 1.0, 0.0))
+    k, table = min(10, len(clf.classes_)), None
+    if scales.shared or scales.token:
+        generator = torch.Generator().manual_seed(0)
+        margins = -torch.rand(30, k - 1, generator=generator).double().sort(1).values
+        table = MomentTable(margins, 0.3 * torch.eye(k).double().expand(30, k, k))
+    calibration = Calibration(scales, 1.0, 0.0, table)
+    clf._calibrations = {n: dict.fromkeys(c, calibration) for n, c in clf._calibrations.items()}
 
 
 # What the path promises ---------------------------------------------------------------------
@@ -363,3 +374,67 @@ def test_iris_out_of_the_box():
     X, y = load_iris(return_X_y=True)
     clf = DiffusionCalibratedClassifier(random_state=0).fit(X, y)
     assert clf.score(X, y) > 0.9
+
+
+# Several numbers of steps, and what is kept for another fit ----------------------------------
+
+
+def test_one_fit_serves_every_number_of_steps_it_was_asked_for(wrapped, table):
+    X, y = table
+    clf = _fit(wrapped, table, transition="blockwise", n_steps=(3, 1))
+    assert clf.n_steps_ == 3
+    before = clf.predict_proba(X)
+    curve = diffusion_step_curve(clf, X, y)
+    assert curve.n_steps.tolist() == [1, 3]
+    for i, n_steps in enumerate(curve.n_steps):
+        clf.set_params(n_steps=int(n_steps))
+        proba = clf.predict_proba(X)
+        assert clf.predict_uncertainty(X).path_variance.shape == (len(X), n_steps)
+        assert curve.log_loss[i] == pytest.approx(log_loss(y, proba))
+        assert curve.accuracy[i] == pytest.approx(clf.score(X, y))
+    np.testing.assert_array_equal(clf.set_params(n_steps=(3, 1)).predict_proba(X), before)
+    clf.set_params(n_steps=2)
+    with pytest.raises(ValueError, match=r"n_steps=2 was not fitted.*\[1, 3\]"):
+        clf.predict_proba(X)
+
+
+@pytest.mark.parametrize("n_steps", [(), (2, 1.5), (4, 2)])
+def test_numbers_of_steps_that_make_no_sense_are_refused(wrapped, table, n_steps):
+    with pytest.raises(ValueError, match="n_steps"):
+        _fit(wrapped, table, n_steps=n_steps)
+
+
+def test_blockwise_paths_have_no_residual(wrapped, table):
+    with pytest.raises(ValueError, match="covariance='residual'.*'constant'"):
+        _fit(wrapped, table, transition="blockwise", covariance="residual")
+
+
+def test_memory_trains_the_wrapped_estimator_once(table, tmp_path, monkeypatch):
+    X, y = table
+    fits = []
+    fit = FTTransformerClassifier.fit
+
+    def counted(self, X, y, sample_weight=None):
+        fits.append(len(X))
+        return fit(self, X, y, sample_weight)
+
+    monkeypatch.setattr(FTTransformerClassifier, "fit", counted)
+    clf = DiffusionCalibratedClassifier(
+        FTTransformerClassifier(max_epochs=1, n_blocks=2, width=8, device="cpu"),
+        transition="blockwise", memory=str(tmp_path), random_state=0,
+    )  # fmt: skip
+    first = clone(clf).set_params(n_steps=1).fit(X, y).predict_proba(X)
+    second = clone(clf).set_params(n_steps=2).fit(X, y).predict_proba(X)
+    assert len(fits) == 1
+    again = clone(clf).set_params(n_steps=2, memory=None).fit(X, y).predict_proba(X)
+    assert len(fits) == 2
+    np.testing.assert_array_equal(second, again)
+    assert first.shape == second.shape
+
+
+def test_with_the_mean_path_a_temperature_is_all_that_is_done(wrapped, table):
+    X, _ = table
+    clf = _fit(wrapped, table, transition="blockwise", inference="mean")
+    logits = np.log(wrapped.predict_proba(X)) / clf.temperature_
+    expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(clf.predict_proba(X), expected, atol=1e-6)

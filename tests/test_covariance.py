@@ -27,16 +27,16 @@ def test_posterior_variance_equals_scikit_learn():
         z.numpy(), torch.zeros(len(z)).numpy()
     )
     _, std = reference.predict(x.numpy(), return_std=True)
-    torch.testing.assert_close(process(x).double(), torch.as_tensor(std**2), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(process.rho(x), torch.as_tensor(std**2), atol=1e-4, rtol=1e-4)
 
 
 def test_posterior_variance_grows_away_from_the_data():
     process = GaussianProcessVariance(_states())
     direction = torch.nn.functional.normalize(torch.ones(1, 4))
-    rho = process(torch.linspace(2, 12, 6)[:, None] * direction)
+    rho = process.rho(torch.linspace(2, 12, 6)[:, None] * direction)
     assert torch.all(rho.diff() > 0)
     assert rho[-1] > 0.99
-    assert process(_states()[:5]).max() < rho[5]
+    assert process.rho(_states()[:5]).max() < rho[5]
 
 
 def test_description_ignores_padding():
@@ -48,8 +48,10 @@ def test_description_ignores_padding():
 def _statistics(n=80, steps=2, d=3):
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(steps, d, d, generator=generator)
-    states = torch.randn(steps, n, 3 * d, generator=generator)
-    return PathStatistics(torch.rand(steps, d, generator=generator), a @ a.mT, states, None)
+    states = {b: torch.randn(n, 3 * d, generator=generator) for b in range(steps + 1)}
+    intervals = tuple((s, s + 1) for s in range(steps))
+    variance = torch.rand(steps, d, generator=generator)
+    return PathStatistics(intervals, variance, a @ a.mT, states, None)
 
 
 def test_full_noise_rank_reproduces_the_pooled_covariance():
@@ -76,8 +78,9 @@ def test_scales_multiply_the_variances(scales):
     covariance = fit_covariance(_statistics(), 2, torch.Generator().manual_seed(0))
     noisy = covariance.replace(scales=scales)
     h = torch.randn(7, 4, 3, generator=torch.Generator().manual_seed(1))
-    shared, token = noisy(h, 1)
-    v = torch.exp(scales.distance * noisy.distance(h, 1))
+    v = noisy.growth(noisy.distance(h, 1))
+    shared, token = noisy(v, 1)
+    torch.testing.assert_close(v, torch.exp(2 * scales.distance * noisy.distance(h, 1)))
     torch.testing.assert_close(shared, 0.25 * v)
     torch.testing.assert_close(token, 0.04 * v[:, None, None] * covariance.token_variances[1])
     assert isinstance(noisy, StateCovariance)
@@ -89,3 +92,17 @@ def test_replace_leaves_the_original_alone():
     before = covariance.token_variances.clone()
     covariance.replace(token_variances=torch.zeros_like(before))
     assert torch.equal(covariance.token_variances, before)
+
+
+def test_a_time_grid_takes_its_steps_and_shares_the_rest():
+    statistics = _statistics(steps=3)
+    covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+    late = covariance.on((1, 2, 3))
+    assert torch.equal(late.factor(0), covariance.factor(1))
+    assert torch.equal(late.token_variance(1), covariance.token_variance(2))
+    assert late.processes is covariance.processes
+
+
+def test_no_directions_are_no_shared_noise():
+    covariance = fit_covariance(_statistics(), 0, torch.Generator().manual_seed(0))
+    assert covariance.factor(0).shape == (3, 0)

@@ -8,17 +8,18 @@ import pytest
 import torch
 from tiny_backbones import ALL
 
-from sklearn_diffuq import _fitting
-from sklearn_diffuq._fitting import choose_rank, fit_path
+from sklearn_diffuq import _fitting, _transition_fitting
+from sklearn_diffuq._fitting import fit_path
 from sklearn_diffuq._inputs import Dense, EncodedInputs, LabelledInputs, Ragged
-from sklearn_diffuq._path import BlockwiseMean, GaussianPath, time_grid
+from sklearn_diffuq._path import BlockwiseMean, GaussianPath, steps_of, time_grid
 from sklearn_diffuq._propagation import logits_of
 from sklearn_diffuq._statistics import collect_statistics
+from sklearn_diffuq._transition_fitting import choose_rank
 from sklearn_diffuq.exceptions import CalibrationWarning
 
 OPTIONS = {
     "transition": "unified",
-    "n_steps": None,
+    "step_counts": (4,),
     "rank": 2,
     "n_shared_blocks": 1,
     "covariance": "gp",
@@ -69,10 +70,10 @@ def _share_blocks_up_to_low_rank(backbone, rank):
 
 def _choose(backbone, n_shared_blocks=1):
     held_out = _labelled(backbone, 200)
-    grid = time_grid(4, 4)
+    steps = steps_of(time_grid(4, 4))
     with backbone.frozen():
         statistics = collect_statistics(
-            backbone, [held_out.inputs.batch(np.arange(200))], grid, with_moments=True
+            backbone, [held_out.inputs.batch(np.arange(200))], steps, with_moments=True
         )
         return choose_rank(backbone, statistics.moments, held_out, n_shared_blocks, 1.0, "cpu")
 
@@ -94,15 +95,15 @@ def test_blocks_with_nothing_in_common_keep_their_full_rank(vit):
 
 def test_a_transition_larger_than_the_blocks_is_never_chosen(vit, monkeypatch):
     # Any rank is faithful enough here, so only the size can rule one out.
-    monkeypatch.setattr(_fitting, "ACCURACY_MARGIN", 1.0)
-    monkeypatch.setattr(_fitting, "KL_MARGIN", np.inf)
+    monkeypatch.setattr(_transition_fitting, "ACCURACY_MARGIN", 1.0)
+    monkeypatch.setattr(_transition_fitting, "KL_MARGIN", np.inf)
     assert _choose(vit) == 4
     assert _choose(vit, n_shared_blocks=4) is None  # four shared matrices are the blocks
 
 
 @pytest.mark.parametrize("n_shared_blocks", [3, 9])
 def test_more_shared_blocks_than_steps_are_as_many_as_steps(vit, n_shared_blocks):
-    options = {"n_shared_blocks": n_shared_blocks, "n_steps": 2, "rank": "auto"}
+    options = {"n_shared_blocks": n_shared_blocks, "step_counts": (2,), "rank": "auto"}
     training = _labelled(vit, 60)
     with vit.frozen(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -168,7 +169,7 @@ def test_kept_accuracy_is_not_warned_of(vit):
 
 
 def test_the_wrapped_model_comes_back_where_training_does_not_help(vit, monkeypatch):
-    monkeypatch.setattr(_fitting, "choose_rank", lambda *args: 1)
+    monkeypatch.setattr(_transition_fitting, "choose_rank", lambda *args: 1)
     held_out = _labelled(vit, 300, seed=1)
     with vit.frozen(), warnings.catch_warnings():
         warnings.simplefilter("error", CalibrationWarning)
@@ -202,7 +203,7 @@ def test_statistics_count_every_text_once(monkeypatch):
     labelled = LabelledInputs(inputs, torch.arange(43) % 2, torch.ones(43))
     seen = _spy_on_statistics(monkeypatch)
     with backbone.frozen():
-        _fit(backbone, labelled, labelled, transition="blockwise")
+        _fit(backbone, labelled, labelled, transition="blockwise", step_counts=(3,))
     rows = [
         tuple(ids[mask.bool()].tolist())
         for batch in seen
@@ -216,9 +217,11 @@ def test_rank_is_judged_on_random_rows_of_sorted_data(vit, monkeypatch):
     held_out = held_out.take(np.argsort(held_out.y.numpy(), kind="stable"))
     classes = torch.unique(held_out.y)
     assert len(classes) > 1
-    monkeypatch.setattr(_fitting, "MAX_RANK_ROWS", 40)
+    monkeypatch.setattr(_transition_fitting, "MAX_RANK_ROWS", 40)
     judged = []
-    monkeypatch.setattr(_fitting, "choose_rank", lambda *args: judged.append(args[2]) or 4)
+    monkeypatch.setattr(
+        _transition_fitting, "choose_rank", lambda *args: judged.append(args[2]) or 4
+    )
     with vit.frozen(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _fit(vit, _labelled(vit, 60), held_out, rank="auto")
@@ -237,3 +240,35 @@ def test_states_kept_do_not_grow_with_the_rows(vit, monkeypatch):
             transition="blockwise",
         )
     assert sum(len(batch["x"]) for batch in seen) == 50
+
+
+def test_one_fit_serves_several_numbers_of_steps(vit):
+    held_out = _labelled(vit, 40, seed=1)
+    with vit.frozen(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted = _fit(vit, _labelled(vit, 60), held_out, step_counts=(4, 2), max_epochs=2)
+        assert list(fitted.grids.values()) == [(0, 1, 2, 3, 4), (0, 2, 4)]
+        assert set(fitted.calibrations) == {4, 2}
+        for n, grid in fitted.grids.items():
+            path = fitted.path.on(grid)
+            assert path.n_steps == n
+            found = logits_of(path, vit, held_out.inputs)
+            assert found.shape == (1, 40, 3)
+    assert len(fitted.history[0]["rolled_out_r2"]) == 4
+
+
+def test_residual_directions_are_those_of_the_errors(vit):
+    training = _labelled(vit, 64)
+    with vit.frozen(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted = _fit(vit, training, _labelled(vit, 40), covariance="residual", noise_rank=16)
+        path = fitted.path
+        with torch.no_grad():
+            h, context = vit.embed(training.inputs.batch(np.arange(64)))
+            for step in range(4):
+                after = vit.block(step, h, context)
+                error = (path.mean(h, step, context) - after).mean(1).double()
+                expected = torch.cov(error.T, correction=0)
+                factor = path.covariance.factor(step).double()
+                torch.testing.assert_close(factor @ factor.T, expected, rtol=1e-3, atol=1e-6)
+                h = after

@@ -8,7 +8,7 @@ from tiny_backbones import ALL
 from sklearn_diffuq._covariance import NoiseScales, fit_covariance
 from sklearn_diffuq._inputs import EncodedInputs, LabelledInputs
 from sklearn_diffuq._objective import VARIANCE_FLOOR, PathObjective, rolled_out_r2
-from sklearn_diffuq._path import BlockwiseMean, time_grid
+from sklearn_diffuq._path import BlockwiseMean, steps_of, time_grid
 from sklearn_diffuq._statistics import collect_statistics
 from sklearn_diffuq._transition import unified_transition
 
@@ -23,19 +23,25 @@ class _Batch(EncodedInputs):
         return {name: value[rows] for name, value in self.tensors.items()}
 
 
-def _objective(name="bert", rank=2, n_steps=None, sample_weight=None, **weights):
+def _objective(
+    name="bert", rank=2, counts=None, sample_weight=None, scales=None, max_epochs=10, **weights
+):
     backbone, batch = ALL[name]()
-    grid = time_grid(backbone.n_blocks, n_steps or backbone.n_blocks)
-    statistics = collect_statistics(backbone, [batch], grid, with_moments=True)
+    grids = [time_grid(backbone.n_blocks, n) for n in counts or (backbone.n_blocks,)]
+    steps = sorted({step for grid in grids for step in steps_of(grid)})
+    statistics = collect_statistics(backbone, [batch], steps, with_moments=True)
     covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
-    transition = unified_transition(backbone, grid, rank, statistics.moments)
+    covariance = covariance.replace(scales=scales)
+    transition = unified_transition(backbone, steps, rank, statistics.moments)
     with torch.no_grad():
         transition.log_variance.copy_((0.1 * covariance.token_variances).log())
     n = len(next(iter(batch.values())))
     sample_weight = torch.ones(n) if sample_weight is None else torch.tensor(sample_weight)
     training = LabelledInputs(_Batch(batch), torch.arange(n) % 2, sample_weight)
     weights = {"path_weight": 1.0, "distillation_weight": 1.0, "label_weight": 1.0} | weights
-    return PathObjective(backbone, transition, covariance, training, 1.7, max_epochs=10, **weights)
+    return PathObjective(
+        backbone, transition, covariance, grids, training, 1.7, max_epochs=max_epochs, **weights
+    )
 
 
 def _call(objective, epoch, rows=(0, 1, 2, 3)):
@@ -46,7 +52,8 @@ def _call(objective, epoch, rows=(0, 1, 2, 3)):
 @pytest.mark.parametrize("name", ALL)
 def test_an_exact_transition_has_no_path_loss_but_its_own_variance(name):
     objective = _objective(name, rank=None)
-    variance = objective.transition.variances() / objective.covariance.token_variances
+    (route,) = objective.routes
+    variance = route.transition.variances() / route.covariance.token_variances
     ratio = VARIANCE_FLOOR / (VARIANCE_FLOOR + variance)
     expected = float((0.5 * (ratio - 1 - ratio.log())).mean())
     assert float(_call(objective, 3)["path"]) == pytest.approx(expected, rel=1e-3)  # stage B
@@ -80,10 +87,9 @@ def test_each_weight_switches_its_loss_off(zeroed):
 
 
 def test_noise_reaches_the_rolled_out_loss():
-    objective = _objective()
-    quiet = float(_call(objective, 9)["label"])
-    objective.covariance = objective.covariance.replace(NoiseScales(1.0, 1.0, 0.0))
-    assert abs(float(_call(objective, 9)["label"]) - quiet) > 1e-4
+    quiet = float(_call(_objective(), 9)["label"])
+    noisy = float(_call(_objective(scales=NoiseScales(1.0, 1.0, 0.0)), 9)["label"])
+    assert abs(noisy - quiet) > 1e-4
 
 
 @pytest.mark.parametrize("epoch", [3, 9])
@@ -107,7 +113,7 @@ def test_stages_train_the_transition_and_never_the_backbone():
             losses = objective(np.arange(4), epoch, torch.Generator().manual_seed(0))
             losses["loss"].backward()
             assert all(p.grad is None for p in objective.backbone.module.parameters())
-        assert objective.transition.log_variance.grad.abs().sum() > 0
+        assert objective.routes[0].transition.log_variance.grad.abs().sum() > 0
 
 
 def test_rolled_out_r2_is_one_for_the_frozen_path_and_less_for_another():
@@ -115,6 +121,21 @@ def test_rolled_out_r2_is_one_for_the_frozen_path_and_less_for_another():
     backbone = objective.backbone
     with backbone.frozen():
         h, context = backbone.embed(objective.training.inputs.batch(np.arange(6)))
-        teacher = BlockwiseMean(backbone, objective.transition.grid)
+        transition = objective.routes[0].transition
+        teacher = BlockwiseMean(backbone, transition.grid)
         assert rolled_out_r2(teacher, teacher, h, context) == [1.0] * 3
-        assert max(rolled_out_r2(objective.transition, teacher, h, context)) < 0.999
+        assert max(rolled_out_r2(transition, teacher, h, context)) < 0.999
+
+
+def test_batches_take_turns_at_the_time_grids():
+    objective = _objective("vit", counts=(4, 2, 1))
+    generator = torch.Generator().manual_seed(0)
+    reached = torch.zeros(len(objective.routes[0].transition.intervals))
+    with objective.backbone.frozen():
+        for _ in range(12):
+            objective(np.arange(4), 0, generator)["loss"].backward()
+            gradient = objective.routes[0].transition.log_variance.grad.abs().sum(1)
+            assert 1 <= (gradient > 0).sum() <= 4  # those of one grid
+            reached += gradient > 0
+            objective.routes[0].transition.log_variance.grad = None
+    assert torch.all(reached > 0)

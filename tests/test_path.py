@@ -32,9 +32,7 @@ def _transition(n=3, t=4, d=5, r=2):
 
     mask = torch.ones(n, t, dtype=torch.bool)
     mask[0, 2:] = False
-    return GaussianTransition(
-        draw(n, t, d), draw(d, r), draw(n), draw(n, 1, d).expand(n, t, d), mask
-    )
+    return GaussianTransition(draw(n, t, d), draw(d, r), draw(n), draw(n, 1, d), mask)
 
 
 def test_samples_have_the_stated_covariance():
@@ -47,11 +45,9 @@ def test_samples_have_the_stated_covariance():
     row = 1
     flat = x[:, row].reshape(k, -1)
     shared = law.shared_variance[row] * law.factor @ law.factor.T
-    expected = shared.repeat(t, t) + torch.diag(law.token_variance[row].reshape(-1))
+    expected = shared.repeat(t, t) + torch.diag(law.token_variance[row].repeat(t, 1).reshape(-1))
     torch.testing.assert_close(flat.T @ flat / k, expected, atol=0.05, rtol=0)
-    torch.testing.assert_close(
-        law.marginal_variance()[row], expected.diagonal().reshape(t, d), atol=1e-6, rtol=1e-5
-    )
+    torch.testing.assert_close(law.mean_variance()[row], expected.diagonal().mean())
 
 
 def test_padding_carries_no_noise():
@@ -59,7 +55,6 @@ def test_padding_carries_no_noise():
     x = law.sample(torch.ones(3, 2), torch.ones(3, 4, 5))
     assert torch.equal(x[0, 2:], law.mean[0, 2:])
     assert not torch.equal(x[0, :2], law.mean[0, :2])
-    assert torch.all(law.marginal_variance()[0, 2:] == 0)
 
 
 def test_kl_equals_torch_distributions():

@@ -8,7 +8,8 @@ from tiny_backbones import ALL
 from sklearn_diffuq._calibration import Calibration
 from sklearn_diffuq._covariance import NoiseScales, fit_covariance
 from sklearn_diffuq._inputs import EncodedInputs, Ragged
-from sklearn_diffuq._path import BlockwiseMean, GaussianPath, time_grid
+from sklearn_diffuq._moments import MomentTable, linearise_all
+from sklearn_diffuq._path import BlockwiseMean, GaussianPath, steps_of, time_grid
 from sklearn_diffuq._prediction import familiarity, path_predictions
 from sklearn_diffuq._propagation import PathNoise, path_distances, propagate, real_rows
 from sklearn_diffuq._statistics import collect_statistics
@@ -25,15 +26,17 @@ def texts(request):
     inputs = EncodedInputs({"input_ids": Ragged(items, 0)}, max_length=16)
     grid = time_grid(3, 3)
     with backbone.frozen():
-        statistics = collect_statistics(backbone, real_rows(inputs), grid, with_moments=False)
-    covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
-    return backbone, inputs, GaussianPath(BlockwiseMean(backbone, grid), covariance)
+        statistics = collect_statistics(backbone, real_rows(inputs), steps_of(grid), False)
+        covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+        path = GaussianPath(BlockwiseMean(backbone, grid), covariance)
+        table = MomentTable.of(linearise_all(path, backbone, inputs), NOISE)
+    return backbone, inputs, path, table
 
 
 def _predict(texts, rows, inference, scales=NOISE):
-    backbone, inputs, path = texts
+    backbone, inputs, path, table = texts
     return path_predictions(
-        path, backbone, inputs.take(rows), Calibration(scales, 1.3, 0.0),
+        path, backbone, inputs.take(rows), Calibration(scales, 1.3, 0.0, table),
         lambda proba, variance: [proba.swapaxes(0, 1), variance],
         inference=inference, n_samples=4, seed=0,
     )  # fmt: skip
@@ -51,7 +54,7 @@ def test_a_text_has_the_same_answer_in_any_company(texts, inference):
 
 
 def test_without_noise_the_wrapped_model_answers(texts):
-    backbone, inputs, _ = texts
+    backbone, inputs, _, _ = texts
     for inference in ("sampling", "moments", "mean"):
         proba, _ = _predict(texts, np.arange(10), inference, NoiseScales())
         for row in range(10):
@@ -62,20 +65,21 @@ def test_without_noise_the_wrapped_model_answers(texts):
 
 
 def test_padding_changes_no_path(texts):
-    backbone, inputs, path = texts
+    backbone, inputs, path, _ = texts
     noisy = path.with_scales(NOISE)
     proba, variance = _predict(texts, np.arange(10), "sampling")
     with backbone.frozen(), torch.no_grad():
         for row in range(10):
             noise = PathNoise.of(path, 4, seed=0)
-            logits, added = propagate(noisy, backbone, inputs.batch([row]), noise)
-            expected = torch.softmax(logits[:, 0].double() / 1.3, 1)
+            end = propagate(noisy, backbone, inputs.batch([row]), noise)
+            temperature = 1.3 * np.exp(NOISE.distance * float(end.distance[0]))
+            expected = torch.softmax(end.outcome[:, 0].double() / temperature, 1)
             np.testing.assert_allclose(proba[row], expected, atol=1e-4)
-            np.testing.assert_allclose(variance[row], added[0], rtol=1e-3)
+            np.testing.assert_allclose(variance[row], end.variance[0], rtol=1e-3)
 
 
 def test_familiarity_is_minus_the_mean_distance(texts):
-    backbone, inputs, path = texts
+    backbone, inputs, path, _ = texts
     scores = familiarity(path, backbone, inputs)
     with backbone.frozen():
         for row in range(10):

@@ -6,8 +6,20 @@ import torch
 from tiny_backbones import ALL
 
 from sklearn_diffuq._covariance import NoiseScales, fit_covariance
-from sklearn_diffuq._path import BlockwiseMean, GaussianPath, GaussianTransition, time_grid
-from sklearn_diffuq._propagation import PathNoise, mean_path, propagate, sample_paths
+from sklearn_diffuq._path import (
+    BlockwiseMean,
+    GaussianPath,
+    GaussianTransition,
+    steps_of,
+    time_grid,
+)
+from sklearn_diffuq._propagation import (
+    PathNoise,
+    mean_path,
+    path_distances,
+    propagate,
+    sample_paths,
+)
 from sklearn_diffuq._statistics import collect_statistics
 
 
@@ -41,7 +53,9 @@ def test_paths_have_the_closed_form_moments():
     path, k = LinearPath(), 8192
     noise = PathNoise(k, 3, 1, 2, seed=0)
     h = torch.tensor([[[1.0, -1.0], [0.5, 2.0]]])
-    final, variance = sample_paths(path, h, None, None, noise)
+    end = sample_paths(path, h, None, None, noise)
+    final, variance = end.outcome, end.variance
+    assert torch.equal(end.distance, torch.zeros(1))
     expected_mean = h[0] @ torch.linalg.matrix_power(path.matrix, 3).T
     torch.testing.assert_close(final.mean(0), expected_mean, atol=1e-4, rtol=0)
     x = final - expected_mean
@@ -57,7 +71,7 @@ def test_paths_have_the_closed_form_moments():
 def test_mean_path_is_the_noise_free_path():
     path = LinearPath()
     h = torch.randn(4, 2, 2)
-    final, _ = mean_path(path, h, None)
+    final = mean_path(path, h, None).outcome
     torch.testing.assert_close(final, h @ torch.linalg.matrix_power(path.matrix, 3).T)
 
 
@@ -83,7 +97,7 @@ def test_token_noise_is_standard_normal():
 def _path(name, scales):
     backbone, batch = ALL[name]()
     grid = time_grid(backbone.n_blocks, backbone.n_blocks)
-    statistics = collect_statistics(backbone, [batch], grid, with_moments=False)
+    statistics = collect_statistics(backbone, [batch], steps_of(grid), with_moments=False)
     covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
     return backbone, batch, GaussianPath(BlockwiseMean(backbone, grid), covariance.replace(scales))
 
@@ -93,12 +107,12 @@ def test_without_noise_the_path_is_the_wrapped_model(name):
     backbone, batch, path = _path(name, NoiseScales())
     with backbone.frozen(), torch.no_grad():
         expected = backbone.logits(batch)
-        mean, _ = propagate(path, backbone, batch)
+        mean = propagate(path, backbone, batch)
         noise = PathNoise.of(path, 4, seed=0)
-        sampled, variance = propagate(path, backbone, batch, noise)
-    assert torch.equal(mean[0], expected)
-    assert all(torch.equal(logits, expected) for logits in sampled)
-    assert torch.all(variance == 0)
+        sampled = propagate(path, backbone, batch, noise)
+    assert torch.equal(mean.outcome[0], expected)
+    assert all(torch.equal(logits, expected) for logits in sampled.outcome)
+    assert torch.all(sampled.variance == 0)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -107,9 +121,36 @@ def test_a_row_does_not_depend_on_the_others(name):
     noise = PathNoise.of(path, 4, seed=0)
     order = torch.tensor(np.random.default_rng(0).permutation(6))
     with backbone.frozen(), torch.no_grad():
-        logits, variance = propagate(path, backbone, batch, noise)
+        end = propagate(path, backbone, batch, noise)
         shuffled = {k: v[order] for k, v in batch.items()}
-        other, other_variance = propagate(path, backbone, shuffled, noise)
-    torch.testing.assert_close(other, logits[:, order], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(other_variance, variance[order], atol=1e-6, rtol=1e-4)
-    assert logits.std(0).min() > 1e-4
+        other = propagate(path, backbone, shuffled, noise)
+    torch.testing.assert_close(other.outcome, end.outcome[:, order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(other.variance, end.variance[order], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(other.distance, end.distance[order], atol=1e-3, rtol=1e-3)
+    assert end.outcome.std(0).min() > 1e-4
+    assert end.distance.std() > 0
+
+
+def test_all_states_of_the_path_count_for_the_distance():
+    backbone, batch, path = _path("vit", NoiseScales(0.0, 0.0, 0.5))
+    with backbone.frozen(), torch.no_grad():
+        end = propagate(path, backbone, batch)
+        h, context = backbone.embed(batch)
+        seen = [path.covariance.distance(h, 0)]
+        for block in range(4):
+            h = backbone.block(block, h, context)
+            seen.append(path.covariance.distance(h, block + 1))
+        distances = path_distances(path, backbone, batch)
+    torch.testing.assert_close(distances, torch.stack(seen, 1))
+    torch.testing.assert_close(end.distance, torch.stack(seen, 1).mean(1))
+
+
+def test_noise_grows_with_the_distance_of_the_state_that_a_step_starts_from():
+    backbone, batch, path = _path("vit", NoiseScales(0.3, 0.2, 0.5))
+    with backbone.frozen(), torch.no_grad():
+        h, context = backbone.embed(batch)
+        law = path(h, 0, context)
+    v = torch.exp(path.covariance.distance(h, 0))
+    torch.testing.assert_close(law.shared_variance, 0.09 * v)
+    expected = law.shared_variance[:, None] * law.factor.square().sum(1) + law.token_variance[:, 0]
+    torch.testing.assert_close(law.mean_variance(), expected.mean(1))

@@ -6,7 +6,7 @@ import torch
 from tiny_backbones import ALL
 
 from sklearn_diffuq._covariance import describe
-from sklearn_diffuq._path import time_grid
+from sklearn_diffuq._path import steps_of, time_grid
 from sklearn_diffuq._statistics import collect_statistics
 
 
@@ -19,7 +19,7 @@ def test_streamed_sums_equal_those_over_stored_states(name):
     backbone, batch = ALL[name]()
     grid = time_grid(backbone.n_blocks, 2)
     backbone.module.eval()
-    statistics = collect_statistics(backbone, _halves(batch), grid, with_moments=False)
+    statistics = collect_statistics(backbone, _halves(batch), steps_of(grid), with_moments=False)
     h, context = backbone.embed(batch)
     real = np.ones(h.shape[:2], bool) if context.mask is None else context.mask.numpy()
     for step in range(2):
@@ -38,8 +38,12 @@ def test_streamed_sums_equal_those_over_stored_states(name):
             atol=1e-5,
         )
         torch.testing.assert_close(
-            statistics.states[step], describe(h, context.mask).detach(), atol=1e-5, rtol=1e-5
+            statistics.states[grid[step + 1]],
+            describe(h, context.mask).detach(),
+            atol=1e-5,
+            rtol=1e-5,
         )
+    assert list(statistics.states) == list(grid)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -52,7 +56,7 @@ def test_input_moments_equal_recorded_inputs_and_leave_no_hooks(name):
     handle = block.get_submodule(layer_name).register_forward_pre_hook(
         lambda module, args: seen.append(args[0].detach().double())
     )
-    moments = collect_statistics(backbone, [batch], grid, with_moments=True).moments
+    moments = collect_statistics(backbone, [batch], steps_of(grid), with_moments=True).moments
     handle.remove()
     _, context = backbone.embed(batch)
     x = seen[0].flatten(0, 1) if context.mask is None else seen[0][context.mask]
@@ -68,7 +72,7 @@ def test_a_constant_increment_has_no_negative_variance():
     backbone.module.blocks[1].forward = lambda h: h + torch.linspace(-3, 3, 16)
     batches = [{"x": torch.randn(7, 1, 16, 16)} for _ in range(9)]
     with backbone.frozen():
-        statistics = collect_statistics(backbone, batches, time_grid(4, 4), with_moments=False)
+        statistics = collect_statistics(backbone, batches, steps_of(time_grid(4, 4)), False)
     variance = statistics.token_variance[1]
     assert torch.all(variance >= 0)
     assert torch.all(variance < 1e-5)

@@ -6,21 +6,21 @@ import pytest
 import torch
 from tiny_backbones import ALL
 
-from sklearn_diffuq._path import GaussianPath, time_grid
+from sklearn_diffuq._path import GaussianPath, steps_of, time_grid
 from sklearn_diffuq._propagation import propagate
 from sklearn_diffuq._statistics import collect_statistics
 from sklearn_diffuq._transition import factorise, unified_transition
 
 
 def _start(backbone, batch, n_steps, rank, **kwargs):
-    grid = time_grid(backbone.n_blocks, n_steps)
-    statistics = collect_statistics(backbone, [batch], grid, with_moments=True)
-    return unified_transition(backbone, grid, rank, statistics.moments, **kwargs)
+    steps = steps_of(time_grid(backbone.n_blocks, n_steps))
+    statistics = collect_statistics(backbone, [batch], steps, with_moments=True)
+    return unified_transition(backbone, steps, rank, statistics.moments, **kwargs)
 
 
 def _logits(backbone, transition, batch):
     with backbone.frozen(), torch.no_grad():
-        return propagate(GaussianPath(transition), backbone, batch)[0][0]
+        return propagate(GaussianPath(transition), backbone, batch).outcome[0]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -109,8 +109,7 @@ def test_gradients_reach_every_parameter_of_the_mean(name):
     backbone, batch = ALL[name]()
     transition = _start(backbone, batch, 2, 2)
     with backbone.frozen():
-        logits, _ = propagate(GaussianPath(transition), backbone, batch)
-        logits.square().sum().backward()
+        propagate(GaussianPath(transition), backbone, batch).outcome.square().sum().backward()
         assert all(p.grad is None for p in backbone.module.parameters())
     for key, parameter in transition.named_parameters():
         # A key bias shifts all attention scores of a query alike: softmax removes it.
@@ -130,8 +129,7 @@ def test_pickle_keeps_the_result():
 def test_bias_takes_up_the_mean_error():
     backbone, batch = ALL["vit"](64)
     transition = _start(backbone, batch, 4, 1)
-    grid = time_grid(4, 4)
-    moments = collect_statistics(backbone, [batch], grid, True).moments
+    moments = collect_statistics(backbone, [batch], steps_of(time_grid(4, 4)), True).moments
     for step in range(4):
         x = moments.mean[step, "mlp.fc1.weight"]
         block = backbone.blocks[step].mlp.fc1
@@ -139,3 +137,21 @@ def test_bias_takes_up_the_mean_error():
         weight = transition.matrix("mlp/fc1/weight", step)
         found = weight @ x + transition.vectors["mlp/fc1/bias"][step]
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_grids_share_the_network_and_keep_their_own_steps():
+    backbone, batch = ALL["vit"]()
+    grids = [time_grid(4, n) for n in (4, 2, 1)]
+    steps = sorted({step for grid in grids for step in steps_of(grid)})
+    moments = collect_statistics(backbone, [batch], steps, True).moments
+    transition = unified_transition(backbone, steps, 2, moments)
+    views = [transition.on(grid) for grid in grids]
+    assert [v.n_steps for v in views] == [4, 2, 1]
+    assert [v.grid for v in views] == grids
+    assert all(a is b for v in views for a, b in zip(v.parameters(), transition.parameters()))
+    alone = {n: unified_transition(backbone, steps_of(time_grid(4, n)), 2, moments) for n in (4, 2)}
+    for view in views[:2]:
+        assert view.n_parameters == alone[view.n_steps].n_parameters
+    assert not torch.equal(*(_logits(backbone, v, batch) for v in views[:2]))
+    views[1].vectors["norm1/bias"].data[transition.intervals.index((0, 2))] += 1
+    torch.testing.assert_close(transition.vectors["norm1/bias"], views[0].vectors["norm1/bias"])

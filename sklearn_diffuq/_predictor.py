@@ -1,0 +1,206 @@
+"""Stage 6: what a fitted `DiffusionCalibratedClassifier` answers."""
+
+from numbers import Integral
+
+import numpy as np
+from sklearn.utils import Bunch
+from sklearn.utils.validation import check_is_fitted
+
+from sklearn_diffuq._prediction import familiarity, path_predictions
+from sklearn_diffuq.metrics import uncertainty_decomposition
+
+
+def step_counts(n_steps, n_blocks):
+    """Return the numbers of steps that the parameter `n_steps` asks for, the first one first."""
+    if n_steps is None:
+        return (n_blocks,)
+    counts = n_steps if isinstance(n_steps, (tuple, list)) else (n_steps,)
+    if not counts or not all(isinstance(n, Integral) for n in counts):
+        raise ValueError(f"n_steps must be an int, a sequence of ints or None, got {n_steps!r}.")
+    return tuple(dict.fromkeys(int(n) for n in counts))
+
+
+class PredictionMixin:
+    """Predictions, uncertainty, and what they rest on at present."""
+
+    @property
+    def n_steps_(self):
+        """Number of steps that predictions take: the first of `n_steps`."""
+        n_steps = step_counts(self.n_steps, self.n_blocks_)[0]
+        if n_steps not in self._grids:
+            raise ValueError(
+                f"n_steps={n_steps} was not fitted: this classifier knows n_steps in "
+                f"{sorted(self._grids)}. Set one of these, or fit with n_steps="
+                f"{(n_steps, *self._grids)}."
+            )
+        return n_steps
+
+    @property
+    def n_parameters_(self):
+        """Number of parameters of the transition, which replaces the blocks."""
+        transition = self.transition_.on(self._grids[self.n_steps_])
+        return getattr(transition, "n_parameters", self.n_block_parameters_)
+
+    @property
+    def calibration_(self):
+        """Calibration of each kind of inference under the present `n_steps`."""
+        return self._calibrations[self.n_steps_]
+
+    @property
+    def temperature_(self):
+        """Temperature of the logits under the present `inference`."""
+        return self.calibration_[self.inference].temperature
+
+    @property
+    def noise_scale_(self):
+        """Noise scales under the present `inference`."""
+        return self.calibration_[self.inference].scales
+
+    def _predictive(self, X, reduce, inference=None, n_samples=None):
+        """Return what `reduce` makes of the probabilities and variances of the paths of `X`."""
+        check_is_fitted(self)
+        inference = inference or self.inference
+        return path_predictions(
+            self._path.on(self._grids[self.n_steps_]),
+            self.wrapped_.backbone_,
+            self.wrapped_.encode(X),
+            self.calibration_[inference],
+            reduce,
+            inference=inference,
+            n_samples=n_samples or self.n_samples,
+            seed=self._seed,
+        )
+
+    def predict_proba(self, X):
+        """Return the calibrated class probabilities.
+
+        Parameters
+        ----------
+        X : as in `fit`, of length n
+            Rows to predict.
+
+        Returns
+        -------
+        proba : ndarray of shape (n, n_classes), float64
+            Rows sum to one; columns follow `classes_`.
+        """
+        (proba,) = self._predictive(X, lambda proba, variance: [proba.mean(0)])
+        return proba
+
+    def predict_log_proba(self, X):
+        """Return the logarithm of `predict_proba`.
+
+        Parameters
+        ----------
+        X : as in `fit`, of length n
+            Rows to predict.
+
+        Returns
+        -------
+        log_proba : ndarray of shape (n, n_classes)
+            Finite: a probability of zero counts as the smallest normal number.
+        """
+        return np.log(np.clip(self.predict_proba(X), np.finfo(np.float64).tiny, None))
+
+    def decision_function(self, X):
+        """Return calibrated logits.
+
+        Parameters
+        ----------
+        X : as in `fit`, of length n
+            Rows to predict.
+
+        Returns
+        -------
+        scores : ndarray of shape (n,) for two classes, else (n, n_classes)
+            Log-odds of the second class, or logarithms of the probabilities.
+        """
+        log_proba = np.log(np.clip(self.predict_proba(X), 1e-15, None))
+        return log_proba[:, 1] - log_proba[:, 0] if log_proba.shape[1] == 2 else log_proba
+
+    def predict(self, X):
+        """Return the most probable class of each row.
+
+        Parameters
+        ----------
+        X : as in `fit`, of length n
+            Rows to predict.
+
+        Returns
+        -------
+        y : ndarray of shape (n,)
+            Entries of `classes_`.
+        """
+        check_is_fitted(self)
+        return self.classes_[self.predict_proba(X).argmax(1)]
+
+    def sample_proba(self, X, n_samples=None):
+        """Return the class probabilities of single paths.
+
+        Parameters
+        ----------
+        X : as in `fit`, of length n
+            Rows to predict.
+        n_samples : int, default=None
+            Number of paths; None takes the parameter `n_samples`.
+
+        Returns
+        -------
+        proba : ndarray of shape (n_samples, n, n_classes), float64
+            The paths use the same noise for every row.
+        """
+        check_is_fitted(self)
+        n_samples = n_samples or self.n_samples
+
+        def reduce(proba, variance):
+            proba = np.broadcast_to(proba, (n_samples, *proba.shape[1:]))
+            return [proba.swapaxes(0, 1)]
+
+        (proba,) = self._predictive(X, reduce, "sampling", n_samples)
+        return proba.swapaxes(0, 1)
+
+    def predict_uncertainty(self, X):
+        """Return the uncertainty of each row, in total and in parts.
+
+        Parameters
+        ----------
+        X : as in `fit`, of length n
+            Rows to predict.
+
+        Returns
+        -------
+        uncertainty : Bunch
+            ``total``, the entropy of the predictive probabilities; ``aleatoric``, the mean
+            entropy along single paths; ``epistemic``, their difference, the mutual information
+            of label and path; each an ndarray of shape (n,) in nats. ``path_variance``, shape
+            (n, n_steps): the variance that each step adds, averaged over tokens and channels, in
+            squared units of the state. The split is relative to the fitted path: it says what
+            this model is unsure of, not what is knowable.
+        """
+
+        def reduce(proba, variance):
+            parts = uncertainty_decomposition(proba)
+            return [parts.total, parts.aleatoric, parts.epistemic, variance]
+
+        total, aleatoric, epistemic, variance = self._predictive(X, reduce)
+        return Bunch(total=total, aleatoric=aleatoric, epistemic=epistemic, path_variance=variance)
+
+    def score_samples(self, X):
+        """Return how much each row is like the training data; larger is more alike.
+
+        Minus the standardised posterior variance of the Gaussian processes on the states, averaged
+        over the states of the mean path, the embedding among them.
+
+        Parameters
+        ----------
+        X : as in `fit`, of length n
+            Rows to predict.
+
+        Returns
+        -------
+        scores : ndarray of shape (n,)
+            In standard deviations over training rows.
+        """
+        check_is_fitted(self)
+        path = self._path.on(self._grids[self.n_steps_])
+        return familiarity(path, self.wrapped_.backbone_, self.wrapped_.encode(X))
