@@ -22,10 +22,10 @@ from sklearn_diffuq._propagation import logits_of, propagate_all
 
 LOG_TEMPERATURE_BOUNDS = (np.log(1e-2), np.log(1e2))
 MIN_NOISE_ROWS = 30  # fewer held-out rows fit a temperature only
-MAX_NOISE_ROWS = 1024  # more say little that is new about three scales
+MAX_NOISE_ROWS = 2048  # more say little that is new about three scales
 MAX_PERTURBED_ROWS = 512
 MAX_SAMPLED_ROWS = 512  # for the paths that are really drawn
-PERTURBED_WEIGHT = 0.1  # of the perturbed copies' loss
+PERTURBED_WEIGHTS = (0.3, 0.1, 0.03, 0.01, 0.0)  # of the perturbed copies' loss, to be tried
 SHRINKAGE = (0.125, 0.35, 1.0)
 
 
@@ -153,8 +153,12 @@ class _NoiseLoss:
         temperature = torch.exp(log_t + distance * law.distance)[:, None]
         return path_nll(logits, y, temperature, weight)
 
-    def minimise(self, noise, distance, log_t):
-        """Return the best parameters, their loss on the clean rows, and the optimiser's result."""
+    def minimise(self, noise, perturbed_weight, log_t):
+        """Return the best parameters, their loss on the clean rows, and the optimiser's result.
+
+        `perturbed_weight` is None where nothing may depend on the distance.
+        """
+        distance = perturbed_weight is not None
         bounds = list(_BOUNDS)
         if not noise:
             bounds[:2] = [(0.0, 0.0)] * 2
@@ -164,8 +168,8 @@ class _NoiseLoss:
         def loss_and_gradient(theta):
             theta = torch.tensor(theta, requires_grad=True)
             loss = self.nll(theta, self.clean, noise)
-            if self.perturbed is not None and distance:
-                loss = loss + PERTURBED_WEIGHT * self.nll(theta, self.perturbed, noise)
+            if self.perturbed is not None and perturbed_weight:
+                loss = loss + perturbed_weight * self.nll(theta, self.perturbed, noise)
             prior = (self.precision * (theta - self.centre).square()).sum() / 2
             loss = loss + prior / self.n_effective
             (gradient,) = torch.autograd.grad(loss, theta)
@@ -190,8 +194,10 @@ class _NoiseLoss:
 def fit_noise(linearised, y, weight=None, *, perturbed=None, distance=True, seed=0):
     """Fit noise scales and temperature to labels on the linearised path.
 
-    The loss is that of the rows plus 0.1 times that of their perturbed copies. The scales have a
-    weak prior around 0.1, and 0 for `distance`; for the temperature see `fit_temperature`.
+    The loss is that of the rows plus a multiple of that of their perturbed copies. The multiple is
+    the largest of `PERTURBED_WEIGHTS` with which the rows themselves lose no more than one nat in
+    total to a constant temperature. The scales have a weak prior around 0.1, and 0 for `distance`;
+    for the temperature see `fit_temperature`.
 
     Parameters
     ----------
@@ -203,8 +209,7 @@ def fit_noise(linearised, y, weight=None, *, perturbed=None, distance=True, seed
     perturbed : tuple of LinearisedPath and Tensor, default=None
         Perturbed copies of some rows, and their class indices.
     distance : bool, default=True
-        Whether noise and temperature may grow with the distance to the training data. They do
-        only where that costs the unperturbed rows no more than one nat in total.
+        Whether noise and temperature may grow with the distance to the training data.
     seed : int, default=0
         Of `moment_draws`.
 
@@ -223,15 +228,15 @@ def fit_noise(linearised, y, weight=None, *, perturbed=None, distance=True, seed
         perturbed = (*perturbed, None)
     loss = _NoiseLoss((linearised, y, weight), perturbed, seed)
     t, nll = fit_temperature(linearised.logits[None], y, weight)
-    chosen = Calibration(NoiseScales(), t, nll)
-    if distance:
-        theta, nll_distance, result = loss.minimise(False, True, np.log(t))
-        distance = loss.n_effective * (nll_distance - nll) <= 1
-        if distance:
+    chosen, perturbed_weight = Calibration(NoiseScales(), t, nll), None
+    for tried in PERTURBED_WEIGHTS if distance else ():
+        theta, nll_distance, result = loss.minimise(False, tried, np.log(t))
+        if loss.n_effective * (nll_distance - nll) <= 1:
             _check_converged(result)
-            scales = NoiseScales(0.0, 0.0, float(theta[2]))
+            scales, perturbed_weight = NoiseScales(0.0, 0.0, float(theta[2])), tried
             chosen = Calibration(scales, float(np.exp(theta[3])), nll_distance)
-    theta, nll_noise, result = loss.minimise(True, distance, np.log(chosen.temperature))
+            break
+    theta, nll_noise, result = loss.minimise(True, perturbed_weight, np.log(chosen.temperature))
     if loss.n_effective * (chosen.nll - nll_noise) > 2:
         _check_converged(result)
         shared, token, exponent, log_t = map(float, theta)

@@ -82,10 +82,10 @@ class DiffusionCalibratedClassifier(
     noise_rank : int, default=8
         Number of noise directions per step that the tokens of a row share; with 0 every token has
         noise of its own only.
-    inference : {"sampling", "moments", "mean"}, default="sampling"
-        How the path is followed. "sampling" draws `n_samples` paths. "moments" takes the
-        first-order law of the logits, in one pass. "mean" follows the mean without noise, in one
-        pass and with one temperature for all rows.
+    inference : {"sampling", "moments", "mean"}, default="moments"
+        How the path is followed. "moments" takes the first-order law of the logits, in one pass.
+        "sampling" draws `n_samples` paths. "mean" follows the mean without noise, in one pass and
+        with one temperature for all rows.
     n_samples : int, default=8
         Number of paths. They come in antithetic pairs, so that few are enough.
     readout : {"auto", "frozen", "finetune", "refit"}, default="auto"
@@ -230,7 +230,7 @@ class DiffusionCalibratedClassifier(
         n_shared_blocks=1,
         covariance="gp",
         noise_rank=8,
-        inference="sampling",
+        inference="moments",
         n_samples=8,
         readout="auto",
         path_weight=0.3,

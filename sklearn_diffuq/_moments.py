@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.stats import norm, qmc
 
-from sklearn_diffuq._propagation import chunks
+from sklearn_diffuq._propagation import chunks, mean_distance
 
 MAX_LINEARISED = 10  # logits per row that are followed: the largest ones
 N_MOMENT_DRAWS = 64
@@ -61,7 +61,7 @@ class LinearisedPath:
     start : Tensor of shape (n, n_steps)
         Standardised distance to the training data of the state that each step starts from.
     distance : Tensor of shape (n,)
-        Mean over all states of the path, see `PathEnd`.
+        Mean over the states that steps arrive at, see `PathEnd`.
     """
 
     logits: torch.Tensor
@@ -137,7 +137,7 @@ def linearise(path, backbone, batch, perturb=None):
         torch.stack(shared, 1),
         torch.stack(token, 1),
         torch.stack([z[:, 0] for z in seen], 1).double(),
-        torch.cat(seen, 1).mean(1).double(),
+        mean_distance(torch.cat(seen, 1)).double(),
     )
 
 

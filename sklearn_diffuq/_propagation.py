@@ -97,6 +97,14 @@ def _tile(transition, k):
     return replace(transition, **{name: repeat(getattr(transition, name)) for name in per_row})
 
 
+def mean_distance(distances):
+    """Return the mean (n,) of distances (n, m), without that of the embedding if there are more.
+
+    What changes the embedding need not change what the model makes of it.
+    """
+    return distances[:, min(1, distances.shape[1] - 1) :].mean(1)
+
+
 @dataclass(frozen=True)
 class PathEnd:
     """Where paths have led, and what was seen on the way.
@@ -108,8 +116,8 @@ class PathEnd:
     variance : Tensor of shape (n, n_steps)
         Mean over paths, tokens and channels of the variance added by each step.
     distance : Tensor of shape (n,)
-        Mean over paths and states of the standardised distance to the training data; zero where
-        the path does not depend on it.
+        Standardised distance to the training data, mean over paths and over the states that steps
+        arrive at; zero where the path does not depend on it.
     """
 
     outcome: torch.Tensor
@@ -125,7 +133,7 @@ class PathEnd:
 
         variance = torch.stack([over_paths(law.mean_variance()) for law in laws], 1)
         seen = [over_paths(law.distance) for law in laws if law.distance is not None]
-        distance = torch.cat(seen, 1).mean(1) if seen else variance.new_zeros(n)
+        distance = mean_distance(torch.cat(seen, 1)) if seen else variance.new_zeros(n)
         return PathEnd(state, variance, distance)
 
     def take(self, n):
