@@ -69,6 +69,7 @@ def nll_by_severity(results, problem, path):
             style = "k--" if method == REFERENCE[0] else "-"
             ax.plot(mean.index, mean, style, marker="o", markersize=3, label=method)
         ax.set(xlabel="Severity", title=title, xticks=sorted(shifted["severity"].unique()))
+        ax.set_yscale("log")
     axes[0].set_ylabel("NLL, mean over corruptions")
     axes[1].legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
     return _save(figure, path)

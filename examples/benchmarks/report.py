@@ -152,10 +152,12 @@ def shifts(store, problem):
         sections.append(Section("NLL by severity", "", picture=path))
         for scaling, name in SCALINGS.items():
             chosen = select(shifted, scaling=scaling)
-            for column, what in (("severity", "severity"), ("part", "corruption")):
+            for column, what, over in (
+                ("severity", "severity", "corruptions"),
+                ("part", "corruption", "severities"),
+            ):
                 table = summaries.by_column(chosen, column)
-                title = f"NLL by {what}, {name}"
-                sections.append(Section(title, "Mean over the others.", table))
+                sections.append(Section(f"NLL by {what}, {name}", f"Mean over {over}.", table))
     found = summaries.outliers(results)
     if not found.empty:
         picture = pictures.outlier_scores(store, problem, store.directory / "outliers.png")

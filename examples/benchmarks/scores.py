@@ -107,7 +107,7 @@ def divergence_from_raters(shares, log_proba):
 def familiarity_scores(classifier, X, log_proba):
     """Return name -> score of each row; larger is more like the training data."""
     scores = {
-        "max probability": log_proba.max(axis=1),
+        "max probability": np.exp(log_proba.max(axis=1)),
         "entropy": (np.exp(log_proba) * log_proba).sum(axis=1),
     }
     if hasattr(classifier, "predict_uncertainty"):

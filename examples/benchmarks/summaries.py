@@ -32,7 +32,8 @@ def interval(values, decimals=4):
 
 def in_order(table, results):
     """Sort the rows of a table, one per method, as the methods come in the results."""
-    return table.reindex([m for m in results["method"].unique() if m in table.index])
+    methods = [m for m in results["method"].unique() if m in table.index]
+    return table.reindex(pd.Index(methods, name="method"))
 
 
 def select(results, **equal):
