@@ -6,6 +6,7 @@ is fitted on the calibration rows. What the folder has already is not computed a
 """
 
 import copy
+import os
 import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable
@@ -100,10 +101,20 @@ def prepare(problem):
     return Problem(FrozenEstimator(problem.estimator.fit(*train)), train, calibration, parts)
 
 
+def model_path(name):
+    """Return where a fine-tuned model lies: in ``models/`` beside the data."""
+    data = os.environ.get("SKLEARN_DIFFUQ_DATA")
+    if not data:
+        raise SystemExit(
+            "Set SKLEARN_DIFFUQ_DATA to the folder of the data; models/ must lie beside it."
+        )
+    return Path(data).parent / "models" / name
+
+
 def judge(classifier, problem):
     """Return the records and the values of single rows of a fitted classifier on all parts."""
     X_cal, y_cal = problem.calibration
-    check_logits(classifier, X_cal[:32])
+    check_logits(classifier, X_cal[:16])
     temperature = fit_temperature(log_probabilities(classifier, X_cal), y_cal)
     first = problem.parts[0]
     rows = {"y": first.y}
@@ -188,7 +199,10 @@ def run(store, problems, methods, seeds):
                 try:
                     store.add(key, *_result(methods[key[2]], fits, problem, seed))
                 except Exception as error:  # one method must not end hours of the others
-                    failures[key] = _explain(key, error)
+                    reason = _explain(key, error)
+                    if reason not in failures.values():
+                        tqdm.write(reason)
+                    failures[key] = reason
                 bar.update()
     return failures
 
@@ -203,12 +217,9 @@ def _result(method, fits, problem, seed):
 def _explain(key, error):
     problem, seed, method = key
     if isinstance(error, ImportError):
-        reason = f"{method} left out, a package is missing: {error}"
-    else:
-        reason = f"{method} failed on {problem}, seed {seed}: {type(error).__name__}: {error}"
-        tqdm.write("".join(traceback.format_exception(error)))
-    tqdm.write(reason)
-    return reason
+        return f"{method} left out, a package is missing: {error}"
+    tqdm.write("".join(traceback.format_exception(error)))
+    return f"{method} failed on {problem}, seed {seed}: {type(error).__name__}: {error}"
 
 
 def parse(description, methods, n_seeds=5, cheap=CHEAP, more=None):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
+from inspect import signature
 
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
@@ -45,6 +46,8 @@ def diffusion(frozen, train, calibration, seed, **options):
 def rival(frozen, train, calibration, seed, *, name, **options):
     """Fit a classifier of `sklearn_diffuq.baselines`, which may need an optional package."""
     cls = getattr(import_module("sklearn_diffuq.baselines"), name)
+    accepted = signature(cls).parameters  # those that train nothing have no epochs
+    options = {option: value for option, value in options.items() if option in accepted}
     classifier = cls(frozen, random_state=seed, **options)
     return classifier.fit(*train, X_calibration=calibration[0], y_calibration=calibration[1])
 

@@ -54,7 +54,7 @@ def write_report(store, failures=None):
     title, sections = sections_of(store)
     reasons = sorted(set((failures or {}).values()))
     if reasons:
-        sections.insert(1, Section("Without results", " ".join(reasons)))
+        sections.insert(1, Section("Without results", "; ".join(reasons) + "."))
     written = []
     for name, render in (("report.md", markdown), ("report.html", html)):
         path = store.directory / name
@@ -77,8 +77,8 @@ def sections_of(store):
     cost = Section(
         "Cost",
         "Relative: to the wrapped model, timed in turn on the same rows. Methods that share a fit "
-        "share its seconds.",
-        summaries.by_metric(select(results, part="cost")),
+        "share its seconds. Means over problems and seeds.",
+        summaries.by_metric(select(results, part="cost"), spread=False),
     )
     full = Section("All results", "", summaries.everything(results), long=True)
     return title, [run_section(store), *body, cost, full]

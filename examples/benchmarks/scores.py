@@ -11,6 +11,7 @@ from sklearn_diffuq.metrics import (
     fpr_at_95_tpr,
     out_of_distribution_auroc,
     signed_calibration_gap,
+    uncertainty_decomposition,
 )
 
 # A probability of zero counts as the spacing of float64, as in `sklearn.metrics.log_loss`.
@@ -26,7 +27,7 @@ def log_probabilities(classifier, X):
     """
     if not hasattr(classifier, "decision_function"):
         proba = np.asarray(classifier.predict_proba(X), dtype=np.float64)
-        return np.log(np.maximum(proba, np.exp(FLOOR)))
+        return log_softmax(np.log(np.maximum(proba, np.exp(FLOOR))), axis=1)
     logits = np.asarray(classifier.decision_function(X), dtype=np.float64)
     if logits.ndim == 1:
         logits = np.column_stack([np.zeros_like(logits), logits])
@@ -112,6 +113,8 @@ def familiarity_scores(classifier, X, log_proba):
     }
     if hasattr(classifier, "predict_uncertainty"):
         scores["epistemic"] = -classifier.predict_uncertainty(X).epistemic
+    elif hasattr(classifier, "sample_proba"):
+        scores["epistemic"] = -uncertainty_decomposition(classifier.sample_proba(X)).epistemic
     if hasattr(classifier, "score_samples"):
         scores["score_samples"] = classifier.score_samples(X)
     return scores

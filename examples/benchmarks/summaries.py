@@ -43,8 +43,8 @@ def select(results, **equal):
     return results
 
 
-def by_metric(results):
-    """Return a table method x metric of means and intervals over seeds."""
+def by_metric(results, spread=True):
+    """Return a table method x metric of means, with intervals over seeds or without."""
     columns = list(results["metric"].unique())
     table = results.pivot_table(
         index="method",
@@ -55,9 +55,8 @@ def by_metric(results):
     )
     for metric in table.columns:
         decimals = DECIMALS.get(metric, 3)
-        table[metric] = [
-            interval(v, decimals) if isinstance(v, list) else "" for v in table[metric]
-        ]
+        lists = [v if isinstance(v, list) else [] for v in table[metric]]
+        table[metric] = [interval(v if spread else [np.nanmean(v)], decimals) for v in lists]
     return in_order(table[[c for c in columns if c in table]], results)
 
 

@@ -14,14 +14,12 @@ The data are read from the folder that ``SKLEARN_DIFFUQ_DATA`` names (see
 beside it.
 """
 
-import os
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
-from harness import Part, Problem, benchmark, parse
+from harness import Part, Problem, benchmark, model_path, parse
 from methods import registry
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -30,14 +28,14 @@ from sklearn_diffuq.datasets import corrupt_texts, fetch_amazon_reviews, fetch_m
 
 CORRUPTIONS = ("typos", "drop_words")
 FULL = {"train": 6_000, "calibration": 1_500, "test": 3_105, "shift": 1_500}
-QUICK = {"train": 600, "calibration": 500, "test": 500, "shift": 100}
+QUICK = {"train": 300, "calibration": 150, "test": 150, "shift": 15}
 QUICK_UNIFIED = {"rank": 32}  # the automatic choice of a rank tries several
 QUICK_TRAINING = {"max_epochs": 1}
 
 
 def load_classifier():
     """Return the fine-tuned MiniLM as a classifier; `fit` trains nothing."""
-    path = Path(os.environ["SKLEARN_DIFFUQ_DATA"]).parent / "models" / "minilm-movie-reviews"
+    path = model_path("minilm-movie-reviews")
     model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
     return TransformerClassifier(model, preprocessor=AutoTokenizer.from_pretrained(path))
 

@@ -13,13 +13,11 @@ The data are read from the folder that ``SKLEARN_DIFFUQ_DATA`` names (see
 ``../models/vit-fashion-mnist`` beside it.
 """
 
-import os
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
-from harness import Part, Problem, benchmark, parse
+from harness import Part, Problem, benchmark, model_path, parse
 from methods import registry
 from safetensors.torch import load_file
 from timm.models import VisionTransformer
@@ -41,11 +39,10 @@ QUICK_TRAINING = {"max_epochs": 3}
 
 def load_model():
     """Return the fine-tuned ViT."""
-    directory = Path(os.environ["SKLEARN_DIFFUQ_DATA"]).parent / "models" / "vit-fashion-mnist"
     model = VisionTransformer(
         img_size=28, patch_size=7, in_chans=1, num_classes=10, embed_dim=128, depth=8, num_heads=4
     )
-    model.load_state_dict(load_file(directory / "model.safetensors"))
+    model.load_state_dict(load_file(model_path("vit-fashion-mnist") / "model.safetensors"))
     return model
 
 
