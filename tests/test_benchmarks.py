@@ -260,12 +260,18 @@ def test_means_and_intervals_in_the_report(finished):
 
 
 def test_the_documentation_gets_what_there_is(finished, tmp_path):
+    core = pytest.importorskip("docutils.core")
     write_rst([], tmp_path)
     assert (tmp_path / "all.inc").read_text().strip() == NO_RESULTS
     write_rst([finished], tmp_path)
     name = finished.info["benchmark"]
-    assert (tmp_path / "all.inc").read_text().strip() == f".. include:: {name}.inc"
-    assert "csv-table" in (tmp_path / f"{name}.inc").read_text()
+    assert (tmp_path / "all.inc").read_text().strip() == f".. include:: {tmp_path.name}/{name}.inc"
+    tree = core.publish_doctree(
+        (tmp_path / f"{name}.inc").read_text(), settings_overrides={"halt_level": 2}
+    )
+    assert len(list(tree.findall(lambda node: node.tagname == "table"))) > 2
+    for image in tree.findall(lambda node: node.tagname == "image"):
+        assert (tmp_path.parent / image["uri"]).exists()
     quick = Store(finished.directory)
     quick.info = {**finished.info, "settings": {"quick": True}}
     with pytest.raises(SystemExit, match="quick run"):

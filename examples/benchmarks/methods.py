@@ -43,12 +43,16 @@ def diffusion(frozen, train, calibration, seed, **options):
     return classifier.fit(*train, X_calibration=calibration[0], y_calibration=calibration[1])
 
 
-def rival(frozen, train, calibration, seed, *, name, **options):
-    """Fit a classifier of `sklearn_diffuq.baselines`, which may need an optional package."""
+def rival(frozen, train, calibration, seed, *, name, refit=False, **options):
+    """Fit a classifier of `sklearn_diffuq.baselines`, which may need an optional package.
+
+    With `refit` it gets the wrapped classifier unfitted, to train it in its own way.
+    """
     cls = getattr(import_module("sklearn_diffuq.baselines"), name)
     accepted = signature(cls).parameters  # those that train nothing have no epochs
     options = {option: value for option, value in options.items() if option in accepted}
-    classifier = cls(frozen, random_state=seed, **options)
+    wrapped = clone(frozen.estimator) if refit else frozen
+    classifier = cls(wrapped, random_state=seed, **options)
     return classifier.fit(*train, X_calibration=calibration[0], y_calibration=calibration[1])
 
 
@@ -105,20 +109,23 @@ def diffusions(variants, **shared):
     return methods
 
 
-def registry(unified=None, **shared):
+def registry(unified=None, rivals=None, **shared):
     """Return name -> method.
 
     Parameters
     ----------
     unified : dict
         Options of the diffusions with the unified transition.
+    rivals : dict of dict
+        Name of a rival -> options of its own.
     **shared
         Options of everything that is trained, such as `max_epochs`.
     """
     options = {**(unified or {}), **shared}
+    own = {name: {**shared, **(rivals or {}).get(name, {})} for name in RIVALS}
     return {
         **backbone(),
-        **{name: Method(partial(rival, name=cls, **shared)) for name, cls in RIVALS.items()},
+        **{m: Method(partial(rival, name=cls, **own[m])) for m, cls in RIVALS.items()},
         **diffusions({"diffusion": {}, "diffusion, mean": {"inference": "mean"}}, **options),
         **diffusions({"diffusion, blockwise": {"transition": "blockwise"}}, **shared),
     }

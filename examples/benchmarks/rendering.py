@@ -84,7 +84,8 @@ def rst(title, sections, pictures):
     for section in sections:
         if section.long:
             continue
-        parts += [f"{section.title}\n{'~' * len(section.title)}", section.text]
+        parts += [f"{section.title}\n{'~' * len(section.title)}"]
+        parts.append(section.text.replace("`", "``"))
         if section.table is not None:
             header, lines = cells(section.table)
             # Quoted, so that commas stay in their cell; escaped, so that a * is one.

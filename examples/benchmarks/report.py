@@ -183,7 +183,8 @@ def write_rst(stores, directory):
         page = rst(title, sections, f"{directory.name}/{name}")
         (directory / f"{name}.inc").write_text(page, encoding="utf-8")
     found = [name for name in TITLES if (directory / f"{name}.inc").exists()]
-    text = "\n".join(f".. include:: {name}.inc" for name in found) or NO_RESULTS
+    # Sphinx takes the path of an include from the page, even inside an included file.
+    text = "\n".join(f".. include:: {directory.name}/{name}.inc" for name in found) or NO_RESULTS
     (directory / "all.inc").write_text(text + "\n", encoding="utf-8")
 
 

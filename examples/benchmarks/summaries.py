@@ -20,13 +20,13 @@ def half_width(values):
     return stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n) if n > 1 else np.nan
 
 
-def interval(values, decimals=4):
+def interval(values, decimals=4, spread=True):
     """Return the mean of `values` as text, with the half width of its 95% interval if known."""
     values = np.asarray(values, dtype=float)
     values = values[~np.isnan(values)]
     if not len(values):
         return ""
-    mean, half = np.mean(values), half_width(values)
+    mean, half = np.mean(values), half_width(values) if spread else np.nan
     return f"{mean:.{decimals}f}" + ("" if np.isnan(half) else f" ± {half:.{decimals}f}")
 
 
@@ -56,7 +56,7 @@ def by_metric(results, spread=True):
     for metric in table.columns:
         decimals = DECIMALS.get(metric, 3)
         lists = [v if isinstance(v, list) else [] for v in table[metric]]
-        table[metric] = [interval(v if spread else [np.nanmean(v)], decimals) for v in lists]
+        table[metric] = [interval(v, decimals, spread) for v in lists]
     return in_order(table[[c for c in columns if c in table]], results)
 
 

@@ -33,8 +33,8 @@ CORRUPTIONS = ("noise", "blur", "rotate", "contrast", "translate")
 OUTLIERS = ("digits", "inverted", "shuffled", "blank", "saturated")
 UNIFIED = {"n_steps": 4, "rank": 16}
 FULL = {"train": 20_000, "calibration": 3_000, "test": 10_000, "shift": 2_000}
-QUICK = {"train": 2_000, "calibration": 1_000, "test": 1_000, "shift": 250}
-QUICK_TRAINING = {"max_epochs": 3}
+QUICK = {"train": 4_000, "calibration": 1_000, "test": 1_000, "shift": 200}
+QUICK_TRAINING = {"max_epochs": 5}
 
 
 def load_model():
