@@ -23,7 +23,8 @@ from sklearn.datasets import make_classification
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
-from store import Store
+from store import COLUMNS, Store
+from summaries import incomplete, mean_ranks
 
 SCIKIT_LEARN = backbone()
 
@@ -257,6 +258,23 @@ def test_means_and_intervals_in_the_report(finished):
     half = 12.7062 * nll.std(ddof=1) / np.sqrt(2)
     expected = f"| sigmoid | nll | {nll.mean():.4f} ± {half:.4f} | 2 |"
     assert expected in write_report(finished)[0].read_text()
+
+
+def test_mean_ranks_and_what_is_incomplete():
+    nll = {
+        "a": {"good": 0.1, "bad": 0.3, "rare": 0.2},
+        "b": {"good": 0.3, "bad": 0.4},
+        "c": {"good": 0.2, "bad": 0.1},
+        "d": {"good": 0.2},  # the run was stopped here
+    }
+    results = pd.DataFrame(
+        [(p, 0, m, "test", 0, s, "nll", v) for p, values in nll.items() for m, v in values.items()
+         for s in ("raw", "temperature")],
+        columns=COLUMNS,
+    )  # fmt: skip
+    ranks, _ = mean_ranks(results)
+    assert dict(ranks["mean rank, raw"]) == {"good": "1.33", "bad": "1.67"}
+    assert incomplete(results) == ["bad (3 of 4 runs)", "rare (1 of 4 runs)"]
 
 
 def test_the_documentation_gets_what_there_is(finished, tmp_path):

@@ -74,8 +74,7 @@ class Meter:
         self._cuda = _cuda()
         if self._cuda:
             self._cuda.reset_peak_memory_stats()
-        elif _CLEAR.exists():
-            _CLEAR.write_text("5")  # forget the peak so far
+        self._known = bool(self._cuda) or _forget_peak()
         self._before = self._memory("VmRSS")
         self._start = time.perf_counter()
         return self
@@ -89,10 +88,19 @@ class Meter:
             now = field == "VmRSS"
             used = self._cuda.memory_allocated() if now else self._cuda.max_memory_allocated()
             return used / 2**20
-        if not _CLEAR.exists():
+        if not self._known:
             return np.nan
         line = next(s for s in _STATUS.read_text().splitlines() if s.startswith(field))
         return int(line.split()[1]) / 1024
+
+
+def _forget_peak():
+    """Start the peak of the resident memory anew; return whether that is possible."""
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def _cuda():

@@ -94,8 +94,11 @@ def run_section(store):
     ]
     if store.info["settings"].get("quick"):
         lines.append("A quick run on few rows: it shows that the benchmark works, not who wins.")
-    n_seeds = store.results["seed"].nunique()
-    return Section("Run", " ".join([*lines, f"Seeds: {n_seeds}. Settings: {_settings(store)}."]))
+    lines.append(f"Seeds: {store.results['seed'].nunique()}. Settings: {_settings(store)}.")
+    missing = summaries.incomplete(store.results)
+    if missing:
+        lines.append(f"Incomplete: {', '.join(missing)}.")
+    return Section("Run", " ".join(lines))
 
 
 def _settings(store):
@@ -161,9 +164,7 @@ def shifts(store, problem):
     found = summaries.outliers(results)
     if not found.empty:
         picture = pictures.outlier_scores(store, problem, store.directory / "outliers.png")
-        text = (
-            "In percent, against the test part. FPR95: inside refused when 95% outside are found."
-        )
+        text = "In percent. FPR95 is the share of test rows refused when 95% of outliers are found."
         sections.append(Section("Out of distribution", text, found, picture))
     return sections
 

@@ -89,9 +89,12 @@ class Store:
 
 def this_run():
     """Return the command, date, versions and machine of this process."""
-    arguments = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    arguments = sys.argv[1:]
+    if "--output" in arguments:  # changes no result, and names a folder of this machine
+        start = arguments.index("--output")
+        del arguments[start : start + 2]
     return {
-        "command": f"python examples/benchmarks/{arguments}",
+        "command": f"python examples/benchmarks/{shlex.join([Path(sys.argv[0]).name, *arguments])}",
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": {
             "sklearn_diffuq": import_version(),

@@ -27,6 +27,7 @@ def interval(values, decimals=4, spread=True):
     if not len(values):
         return ""
     mean, half = np.mean(values), half_width(values) if spread else np.nan
+    mean = round(mean, decimals) + 0.0  # no minus zero
     return f"{mean:.{decimals}f}" + ("" if np.isnan(half) else f" ± {half:.{decimals}f}")
 
 
@@ -114,8 +115,9 @@ def differences(store, problem, part, severity=0):
 def mean_ranks(results):
     """Return the mean rank of each method by NLL over the problems, and a p-value for each scaling.
 
-    Only methods that have all problems are ranked; 1 is best. The p-value is Friedman's, of the
-    hypothesis that all methods rank alike.
+    1 is best. Methods with at most half of the problems are left out, and then problems on
+    which one of the others has none. The p-value is Friedman's, of the hypothesis that all methods
+    rank alike.
     """
     chosen = select(results, metric="nll", part="test")
     columns, p_values = {}, {}
@@ -123,12 +125,20 @@ def mean_ranks(results):
         means = select(chosen, scaling=scaling).pivot_table(
             index="problem", columns="method", values="value", sort=False
         )
-        means = means.dropna(axis=1)
+        means = means.dropna(axis=1, thresh=int(np.ceil((len(means) + 1) / 2))).dropna()
         columns[f"mean rank, {scaling}"] = means.rank(axis=1).mean()
         enough = means.shape[0] > 1 and means.shape[1] > 2
         p_values[scaling] = stats.friedmanchisquare(*means.T.to_numpy()).pvalue if enough else None
     table = in_order(pd.DataFrame(columns), results)
     return table.map(lambda rank: f"{rank:.2f}"), p_values
+
+
+def incomplete(results):
+    """Return "method (3 of 10 runs)" for methods that lack some problem or seed of the others."""
+    runs = results[["problem", "seed", "method"]].drop_duplicates()
+    n_all = len(runs[["problem", "seed"]].drop_duplicates())
+    counts = runs.groupby("method", sort=False).size()
+    return [f"{method} ({n} of {n_all} runs)" for method, n in counts.items() if n < n_all]
 
 
 def outliers(results):
