@@ -4,7 +4,8 @@
     python examples/benchmarks/ablation.py
 
 Each variant is `DiffusionCalibratedClassifier` with the options below; to try another, add a line.
-Data and model are those of ``vision.py``, with the corruptions at severities 1, 3 and 5.
+A line whose options change needs a new name, since finished results are kept by name. Data and
+model are those of ``vision.py``, with the corruptions at severities 1, 3 and 5.
 """
 
 import sys

@@ -10,7 +10,7 @@ import os
 import traceback
 from argparse import ArgumentParser
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -95,7 +95,7 @@ def prepare(problem):
     train = X_train, encoder.transform(y_train)
     calibration = X_cal, encoder.transform(y_cal)
     parts = [
-        part if part.y is None else Part(**{**vars(part), "y": encoder.transform(part.y)})
+        part if part.y is None else replace(part, y=encoder.transform(part.y))
         for part in problem.parts
     ]
     return Problem(FrozenEstimator(problem.estimator.fit(*train)), train, calibration, parts)
@@ -134,17 +134,21 @@ def judge(classifier, problem):
             continue
         scaled = {"raw": raw, "temperature": log_softmax(raw / temperature, axis=1)}
         for scaling, log_proba in scaled.items():
-            found = measure(part.y, log_proba)
-            if part.shares is not None:
-                found["raters kl"] = divergence_from_raters(part.shares, log_proba)
-            records += [
-                record(part.name, metric, value, part.severity, scaling)
-                for metric, value in found.items()
-            ]
+            records += labelled_scores(part, log_proba, scaling)
             rows[f"nll/{part.key}/{scaling}"] = row_nll(part.y, log_proba).astype(np.float32)
             if part is first:
                 rows[f"log_proba/{scaling}"] = log_proba.astype(np.float32)
     return records, rows
+
+
+def labelled_scores(part, log_proba, scaling):
+    """Return the records of one part with labels."""
+    found = measure(part.y, log_proba)
+    if part.shares is not None:
+        found["raters kl"] = divergence_from_raters(part.shares, log_proba)
+    return [
+        record(part.name, metric, value, part.severity, scaling) for metric, value in found.items()
+    ]
 
 
 def record(part, metric, value, severity=0, scaling="raw"):
