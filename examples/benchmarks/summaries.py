@@ -126,6 +126,7 @@ def mean_ranks(results):
             index="problem", columns="method", values="value", sort=False
         )
         means = means.dropna(axis=1, thresh=int(np.ceil((len(means) + 1) / 2))).dropna()
+        means = means.round(4)  # what differs by less is a tie
         columns[f"mean rank, {scaling}"] = means.rank(axis=1).mean()
         enough = means.shape[0] > 1 and means.shape[1] > 2
         p_values[scaling] = stats.friedmanchisquare(*means.T.to_numpy()).pvalue if enough else None

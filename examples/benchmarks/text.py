@@ -28,7 +28,7 @@ from sklearn_diffuq.datasets import corrupt_texts, fetch_amazon_reviews, fetch_m
 
 CORRUPTIONS = ("typos", "drop_words")
 FULL = {"train": 6_000, "calibration": 1_500, "test": 3_105, "shift": 1_500}
-QUICK = {"train": 300, "calibration": 150, "test": 150, "shift": 15}
+QUICK = {"train": 300, "calibration": 100, "test": 120, "shift": 12}
 QUICK_UNIFIED = {"rank": 32}  # the automatic choice of a rank tries several
 QUICK_TRAINING = {"max_epochs": 1}
 
