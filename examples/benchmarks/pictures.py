@@ -1,0 +1,111 @@
+"""Pictures for the report, one PNG file each, from the values of single rows."""
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+from summaries import REFERENCE, SCALINGS, select
+
+from sklearn_diffuq.metrics import OODScoreDisplay, ReliabilityDisplay, RiskCoverageDisplay
+
+N_COLUMNS = 4
+SHOWN_SCORES = (("backbone", "max probability"), ("diffusion", "score_samples"))
+
+
+def _save(figure, path):
+    figure.savefig(path, dpi=80, bbox_inches="tight")
+    plt.close(figure)
+    return path
+
+
+def _first_seed(store, problem):
+    """Yield each method of a problem with its values of single rows, for its first seed."""
+    for method, part in select(store.results, problem=problem).groupby("method", sort=False):
+        rows = store.rows((problem, part["seed"].iloc[0], method))
+        if rows:
+            yield method, rows
+
+
+def _proba(rows, scaling):
+    proba = np.exp(rows[f"log_proba/{scaling}"].astype(float))
+    return proba / proba.sum(axis=1, keepdims=True)
+
+
+def reliability(store, problem, path):
+    """Draw the reliability diagram of every method on the test part."""
+    methods = list(_first_seed(store, problem))
+    n_lines = -(-len(methods) // N_COLUMNS)
+    figure, axes = plt.subplots(
+        n_lines, N_COLUMNS, figsize=(4 * N_COLUMNS, 4.4 * n_lines), squeeze=False
+    )
+    for ax, (method, rows) in zip(axes.flat, methods, strict=False):
+        proba = _proba(rows, "raw")
+        labels = np.arange(proba.shape[1])
+        ReliabilityDisplay.from_predictions(rows["y"], proba, labels=labels, name=method, ax=ax)
+    for ax in axes.flat[len(methods) :]:
+        ax.axis("off")
+    figure.tight_layout()
+    return _save(figure, path)
+
+
+def risk_coverage(store, problem, path):
+    """Draw the risk-coverage curves of all methods on the test part."""
+    figure, ax = plt.subplots(figsize=(7, 5))
+    for method, rows in _first_seed(store, problem):
+        proba = _proba(rows, "raw")
+        labels = np.arange(proba.shape[1])
+        RiskCoverageDisplay.from_predictions(rows["y"], proba, labels=labels, name=method, ax=ax)
+    return _save(figure, path)
+
+
+def nll_by_severity(results, problem, path):
+    """Draw the NLL, averaged over corruptions, against their severity."""
+    shifted = select(results, problem=problem, metric="nll").query("severity > 0")
+    figure, axes = plt.subplots(1, 2, figsize=(12, 4.5), sharey=True)
+    for ax, (scaling, title) in zip(axes, SCALINGS.items(), strict=True):
+        for method, part in select(shifted, scaling=scaling).groupby("method", sort=False):
+            mean = part.groupby("severity")["value"].mean()
+            style = "k--" if method == REFERENCE[0] else "-"
+            ax.plot(mean.index, mean, style, marker="o", markersize=3, label=method)
+        ax.set(xlabel="Severity", title=title, xticks=sorted(shifted["severity"].unique()))
+        ax.set_yscale("log")
+    axes[0].set_ylabel("NLL, mean over corruptions")
+    axes[1].legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
+    return _save(figure, path)
+
+
+def outlier_scores(store, problem, path):
+    """Draw histograms of two scores, inside and outside the distribution, or return None."""
+    rows = dict(_first_seed(store, problem))
+    shown = [(m, s) for m, s in SHOWN_SCORES if f"{s}/test" in rows.get(m, {})]
+    if not shown:
+        return None
+    kinds = [
+        key.removeprefix("entropy/")
+        for key in rows[shown[0][0]]
+        if key.startswith("entropy/") and key != "entropy/test"
+    ]
+    figure, axes = plt.subplots(
+        len(shown), len(kinds), figsize=(4 * len(kinds), 3.4 * len(shown)), squeeze=False
+    )
+    for line, (method, score) in zip(axes, shown, strict=True):
+        for ax, kind in zip(line, kinds, strict=True):
+            values = rows[method]
+            OODScoreDisplay.from_predictions(
+                values[f"{score}/test"], values[f"{score}/{kind}"], ax=ax
+            )
+            ax.set(xlabel=score, title=f"{kind}: {method}")
+    figure.tight_layout()
+    return _save(figure, path)
+
+
+def mean_rank_dots(ranks, path):
+    """Draw the mean ranks of the methods, as they are and after temperature scaling."""
+    figure, ax = plt.subplots(figsize=(7, 0.35 * len(ranks) + 1))
+    for column, marker in zip(ranks.columns, ("o", "x"), strict=True):
+        ax.plot(ranks[column].astype(float), ranks.index, marker, label=column)
+    ax.invert_yaxis()
+    ax.set_xlabel("Mean rank by NLL (1 is best)")
+    ax.legend(fontsize=8)
+    return _save(figure, path)

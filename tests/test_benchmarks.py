@@ -1,0 +1,305 @@
+"""The harness of the benchmarks: it is fair, it resumes, and its report is complete."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from harness import Part, Problem, prepare, run
+from methods import Method, as_is, backbone, diffusions
+from report import NO_RESULTS, write_report, write_rst
+from scipy.special import log_softmax, softmax
+from scores import (
+    check_logits,
+    divergence_from_raters,
+    fit_temperature,
+    log_probabilities,
+    measure,
+    separation,
+)
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import make_classification
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from store import COLUMNS, Store
+from summaries import incomplete, mean_ranks
+
+SCIKIT_LEARN = backbone()
+
+
+def rows_of(first_label=0, n_classes=3):
+    """Return training, calibration and test rows with labels from `first_label` on."""
+    X, y = make_classification(
+        900, 10, n_informative=6, n_classes=n_classes, class_sep=0.7, random_state=0
+    )
+    y = y + first_label
+    return (X[:300], y[:300]), (X[300:600], y[300:600]), (X[600:], y[600:])
+
+
+def problem_of(seed=0, first_label=0, n_classes=3):
+    """Return a problem with a test part, a corrupted one, and outliers."""
+    train, calibration, (X, y) = rows_of(first_label, n_classes)
+    rng = np.random.default_rng(seed)
+    parts = [
+        Part("test", lambda: X, y),
+        Part("noise", lambda: X + rng.normal(size=X.shape), y, severity=2),
+        Part("far", lambda: X + 5, None),
+    ]
+    return Problem(LogisticRegression(C=1e5, max_iter=1000), train, calibration, parts)
+
+
+def values(results, **equal):
+    for column, value in equal.items():
+        results = results[results[column] == value]
+    return results["value"].to_numpy()
+
+
+class Probabilities(ClassifierMixin, BaseEstimator):
+    """Knows the logits of row X[:, 0], eight times too large, and rounds its probabilities."""
+
+    def __init__(self, logits):
+        self.logits = logits
+        self.classes_ = np.arange(logits.shape[1])
+
+    def fit(self, X, y):
+        return self
+
+    def predict_proba(self, X):
+        return softmax((8 * self.logits[X[:, 0]]).astype(np.float32), axis=1)
+
+    def predict(self, X):
+        return self.predict_proba(X).argmax(axis=1)
+
+
+class Logits(Probabilities):
+    """Has the logits as well."""
+
+    def decision_function(self, X):
+        return 8 * self.logits[X[:, 0]]
+
+
+@pytest.mark.parametrize(("first_label", "n_classes"), [(1, 3), (10, 3), (1, 2)])
+def test_scikit_learn_collapses_on_labels_that_do_not_start_at_zero(first_label, n_classes):
+    train, calibration, (X, y) = rows_of(first_label, n_classes)
+    frozen = FrozenEstimator(LogisticRegression(C=1e5, max_iter=1000).fit(*train))
+    trapped = CalibratedClassifierCV(frozen, method="temperature").fit(*calibration)
+    assert log_loss(y, trapped.predict_proba(X)) > log_loss(y, frozen.predict_proba(X)) + 0.1
+
+
+@pytest.mark.parametrize(("first_label", "n_classes"), [(0, 3), (1, 3), (-1, 2), (10, 2)])
+def test_the_harness_encodes_labels(tmp_path, first_label, n_classes):
+    store = Store(tmp_path)
+    store.start("test", {})
+    problems = {"table": lambda seed: problem_of(seed, first_label, n_classes)}
+    assert not run(store, problems, {m: SCIKIT_LEARN[m] for m in ("backbone", "temperature")}, [0])
+    nll = {
+        (method, scaling): values(
+            store.results, method=method, scaling=scaling, part="test", metric="nll"
+        )
+        for method in ("backbone", "temperature")
+        for scaling in ("raw", "temperature")
+    }
+    assert nll["temperature", "raw"] <= nll["backbone", "raw"] + 0.01
+    # scikit-learn's temperature on encoded labels and logits is the one of the harness.
+    assert nll["temperature", "raw"] == pytest.approx(nll["backbone", "temperature"], abs=1e-4)
+    assert nll["temperature", "temperature"] == pytest.approx(nll["temperature", "raw"], abs=1e-4)
+
+
+def test_a_temperature_is_fitted_to_logits_not_to_rounded_probabilities():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4000, 5)) * 3
+    y = (logits + rng.gumbel(size=logits.shape)).argmax(axis=1)
+    X = np.arange(4000)[:, None]
+    rounded = FrozenEstimator(Probabilities(logits))
+    trapped = CalibratedClassifierCV(rounded, method="temperature").fit(X, y)
+    exact = log_probabilities(Logits(logits), X)
+    temperature = fit_temperature(exact, y)
+    assert temperature == pytest.approx(8, rel=0.05)
+    ours = log_loss(y, softmax(exact / temperature, axis=1))
+    proba = trapped.predict_proba(X).astype(np.float64)
+    assert log_loss(y, proba / proba.sum(axis=1, keepdims=True)) > ours + 0.01
+
+
+def test_every_sklearn_method_has_the_same_labels_and_probabilities():
+    problem = prepare(problem_of(first_label=1))
+    assert set(problem.train[1]) == {0, 1, 2}
+    for method in SCIKIT_LEARN.values():
+        fitted = method.fit(problem.estimator, problem.train, problem.calibration, 0)
+        assert list(fitted.classes_) == [0, 1, 2]
+        X = problem.parts[0].make()
+        proba = np.exp(log_probabilities(fitted, X))
+        np.testing.assert_allclose(proba, fitted.predict_proba(X), atol=1e-12)
+
+
+def test_logits_that_are_not_those_of_the_probabilities_are_refused():
+    classifier = Logits(np.eye(3))
+    classifier.predict_proba = lambda X: np.full((len(X), 3), 1 / 3)
+    with pytest.raises(ValueError, match="must be the same"):
+        check_logits(classifier, np.arange(3)[:, None])
+
+
+def test_scores_match_scikit_learn():
+    rng = np.random.default_rng(0)
+    log_proba = log_softmax(rng.normal(size=(200, 3)), axis=1)
+    y = rng.integers(2, size=200)  # a class that is missing from the labels counts
+    found = measure(y, log_proba)
+    proba = np.exp(log_proba)
+    assert found["nll"] == pytest.approx(log_loss(y, proba, labels=[0, 1, 2]))
+    assert found["accuracy"] == 100 * np.mean(proba.argmax(1) == y)
+    assert found["brier"] == pytest.approx(np.mean(np.sum((proba - np.eye(3)[y]) ** 2, axis=1)))
+
+
+def test_divergence_from_the_raters():
+    shares = np.array([[0.25, 0.75], [1.0, 0.0], [np.nan, np.nan]])
+    assert divergence_from_raters(shares[:2], np.log([[0.25, 0.75], [0.5, 0.5]])) == (
+        pytest.approx(np.log(2) / 2)
+    )
+    assert divergence_from_raters(shares, np.log(np.full((3, 2), 0.5))) == pytest.approx(
+        (np.log(2) + 0.25 * np.log(0.5) + 0.75 * np.log(1.5)) / 2
+    )
+
+
+def test_separation_takes_larger_as_more_familiar():
+    found = separation({"a": np.array([1.0, 2, 3])}, {"a": np.array([-1.0, 0])})
+    assert found == {"auroc, a": 1, "fpr95, a": 0}
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path):
+    fits = []
+
+    def counted(frozen, train, calibration, seed):
+        fits.append(seed)
+        return frozen
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    problems = {"table": problem_of}
+    store = Store(tmp_path)
+    store.start("test", {"rows": 1})
+    with pytest.raises(KeyboardInterrupt):
+        run(store, problems, {"first": Method(counted), "second": Method(stop)}, [0])
+    first = pd.read_csv(tmp_path / "results.csv")
+
+    again = Store(tmp_path)
+    again.start("test", {"rows": 1})
+    run(again, problems, {"first": Method(counted), "second": Method(as_is)}, [0, 1])
+    assert fits == [0, 1]
+    assert again.done() == {("table", s, m) for s in (0, 1) for m in ("first", "second")}
+    pd.testing.assert_frame_equal(again.results.iloc[: len(first)], first)
+    assert not again.results.duplicated(
+        ["problem", "seed", "method", "part", "severity", "scaling", "metric"]
+    ).any()
+    with pytest.raises(SystemExit, match="other settings"):
+        Store(tmp_path).start("test", {"rows": 2})
+
+
+def test_a_failure_leaves_the_others_and_is_reported(tmp_path):
+    def missing(*args):
+        raise ImportError("No module named 'rare'")
+
+    def broken(*args):
+        raise ValueError("too few rows")
+
+    methods = {"rare": Method(missing), "broken": Method(broken), "backbone": Method(as_is)}
+    store = Store(tmp_path)
+    store.start("test", {})
+    failures = run(store, {"table": problem_of}, methods, [0])
+    assert store.done() == {("table", 0, "backbone")}
+    for path in write_report(store, failures):
+        text = path.read_text()
+        assert "rare left out, a package is missing: No module named" in text
+        assert "broken failed on table, seed 0: ValueError: too few rows" in text
+
+
+def test_variants_of_the_prediction_share_a_fit():
+    made = diffusions({"a": {}, "b": {"inference": "mean"}, "c": {"rank": 4}}, max_epochs=1)
+    assert made["a"].fit is made["b"].fit
+    assert made["c"].fit is not made["a"].fit
+    assert made["a"].then == {"inference": "sampling"}
+    assert made["b"].then == {"inference": "mean"}
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one problem", "several problems"])
+def finished(request, tmp_path_factory):
+    """A finished run of two seeds."""
+    store = Store(tmp_path_factory.mktemp("run"))
+    store.start("tables" if request.param > 1 else "vision", {})
+    problems = {f"table {i}": problem_of for i in range(request.param)}
+    run(store, problems, SCIKIT_LEARN, [0, 1])
+    return store
+
+
+def test_the_report_has_every_result_and_what_was_run(finished):
+    paths = write_report(finished)
+    assert [path.name for path in paths] == ["report.md", "report.html"]
+    lines = paths[0].read_text().splitlines()
+    keys = ["problem", "part", "severity", "scaling", "method", "metric"]
+    for key in finished.results[keys].drop_duplicates().itertuples(index=False):
+        start = "| " + " | ".join(map(str, key)) + " |"
+        assert any(line.startswith(start) for line in lines), start
+    for path in paths:
+        text = path.read_text()
+        assert finished.info["runs"][0]["date"] in text
+        assert "scikit-learn" in text
+        assert "python examples/benchmarks/" in text
+    assert paths[1].read_text().count("data:image/png") == lines_with_pictures(lines) > 0
+
+
+def lines_with_pictures(lines):
+    return sum(line.startswith("![") for line in lines)
+
+
+def test_means_and_intervals_in_the_report(finished):
+    nll = values(finished.results, problem="table 0", part="noise", metric="nll", scaling="raw",
+                 method="sigmoid")  # fmt: skip
+    half = 12.7062 * nll.std(ddof=1) / np.sqrt(2)
+    expected = f"| sigmoid | nll | {nll.mean():.4f} ± {half:.4f} | 2 |"
+    assert expected in write_report(finished)[0].read_text()
+
+
+def test_mean_ranks_and_what_is_incomplete():
+    nll = {
+        "a": {"good": 0.1, "bad": 0.3, "rare": 0.2},
+        "b": {"good": 0.3, "bad": 0.4},
+        "c": {"good": 0.2, "bad": 0.1},
+        "d": {"good": 0.2},  # the run was stopped here
+    }
+    results = pd.DataFrame(
+        [(p, 0, m, "test", 0, s, "nll", v) for p, values in nll.items() for m, v in values.items()
+         for s in ("raw", "temperature")],
+        columns=COLUMNS,
+    )  # fmt: skip
+    ranks, _ = mean_ranks(results)
+    assert dict(ranks["mean rank, raw"]) == {"good": "1.33", "bad": "1.67"}
+    assert incomplete(results) == ["bad (3 of 4 runs)", "rare (1 of 4 runs)"]
+
+
+def test_the_documentation_gets_what_there_is(finished, tmp_path):
+    core = pytest.importorskip("docutils.core")
+    write_rst([], tmp_path)
+    assert (tmp_path / "all.inc").read_text().strip() == NO_RESULTS
+    write_rst([finished], tmp_path)
+    name = finished.info["benchmark"]
+    assert (tmp_path / "all.inc").read_text().strip() == f".. include:: {tmp_path.name}/{name}.inc"
+    tree = core.publish_doctree(
+        (tmp_path / f"{name}.inc").read_text(), settings_overrides={"halt_level": 2}
+    )
+    assert len(list(tree.findall(lambda node: node.tagname == "table"))) > 2
+    for image in tree.findall(lambda node: node.tagname == "image"):
+        assert (tmp_path.parent / image["uri"]).exists()
+    quick = Store(finished.directory)
+    quick.info = {**finished.info, "settings": {"quick": True}}
+    with pytest.raises(SystemExit, match="quick run"):
+        write_rst([quick], tmp_path)
+
+
+def test_parts_keep_what_they_are_when_labels_are_encoded():
+    problem = problem_of(first_label=1)
+    first = replace(problem.parts[0], shares=np.ones((300, 3)) / 3)
+    prepared = prepare(replace(problem, parts=[first, *problem.parts[1:]]))
+    assert prepared.parts[0].shares is first.shares
+    assert prepared.parts[1].severity == 2
+    assert prepared.parts[2].y is None
