@@ -14,6 +14,8 @@ smaller network, without noise, is the unified transition without its path loss 
 from importlib import import_module
 
 _CLASSES = {
+    "DeepEnsembleClassifier": "_ensemble",
+    "LabelSmoothingClassifier": "_label_smoothing",
     "MCDropoutClassifier": "_mc_dropout",
 }
 

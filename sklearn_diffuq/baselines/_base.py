@@ -101,8 +101,8 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator, ABC):
         """Fit the method on `LabelledInputs`; set `n_parameters_` and `n_passes_`."""
 
     @abstractmethod
-    def _proba(self, inputs):
-        """Return the probabilities of `EncodedInputs`, float64 of shape (n, n_classes)."""
+    def _proba(self, X):
+        """Return the probabilities, float64 of shape (n, n_classes)."""
 
     def predict_proba(self, X):
         """Return the class probabilities.
@@ -118,7 +118,7 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator, ABC):
             Rows sum to one; columns follow `classes_`.
         """
         check_is_fitted(self)
-        proba = self._proba(self.wrapped_.encode(X))
+        proba = self._proba(X)
         return proba / proba.sum(1, keepdims=True)
 
     def decision_function(self, X):
@@ -169,11 +169,11 @@ class SamplingClassifier(BaselineClassifier):
     """
 
     @abstractmethod
-    def _sample_logits(self, inputs):
+    def _sample_logits(self, X):
         """Return the logits of each sample, float64 of shape (n, K, n_classes)."""
 
-    def _proba(self, inputs):
-        return softmax(self._sample_logits(inputs), axis=2).mean(1)
+    def _proba(self, X):
+        return softmax(self._sample_logits(X), axis=2).mean(1)
 
     def sample_proba(self, X):
         """Return the class probabilities of each sample.
@@ -189,7 +189,7 @@ class SamplingClassifier(BaselineClassifier):
             The samples are the same for every row; `predict_proba` is their mean.
         """
         check_is_fitted(self)
-        proba = softmax(self._sample_logits(self.wrapped_.encode(X)), axis=2)
+        proba = softmax(self._sample_logits(X), axis=2)
         return (proba / proba.sum(2, keepdims=True)).swapaxes(0, 1)
 
 

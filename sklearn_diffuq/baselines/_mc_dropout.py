@@ -105,7 +105,7 @@ class MCDropoutClassifier(SamplingClassifier):
         self.n_parameters_ = count_parameters(self.wrapped_.backbone_)
         self.n_passes_ = self.n_samples
 
-    def _sample_logits(self, inputs):
+    def _sample_logits(self, X):
         backbone = self.wrapped_.backbone_
         masks = Masks(self.p, self._seed)
 
@@ -117,7 +117,7 @@ class MCDropoutClassifier(SamplingClassifier):
             return torch.stack(samples, 1)
 
         with backbone.frozen(), masks.on(backbone):
-            return stream(backbone, inputs, logits, self.wrapped_._n_tokens)
+            return stream(backbone, self.wrapped_.encode(X), logits, self.wrapped_._n_tokens)
 
 
 class Masks:
