@@ -5,6 +5,7 @@ from sklearn_diffuq import baselines
 QUICK = {
     "DeepEnsembleClassifier": dict(n_members=2, max_epochs=8, lr=5e-3),
     "LabelSmoothingClassifier": dict(max_epochs=3, lr=1e-3),
+    "LaplaceClassifier": {},
     "MCDropoutClassifier": dict(n_samples=3),
 }
 

@@ -16,6 +16,7 @@ from importlib import import_module
 _CLASSES = {
     "DeepEnsembleClassifier": "_ensemble",
     "LabelSmoothingClassifier": "_label_smoothing",
+    "LaplaceClassifier": "_laplace",
     "MCDropoutClassifier": "_mc_dropout",
 }
 
