@@ -18,6 +18,8 @@ _CLASSES = {
     "LabelSmoothingClassifier": "_label_smoothing",
     "LaplaceClassifier": "_laplace",
     "MCDropoutClassifier": "_mc_dropout",
+    "SNGPClassifier": "_sngp",
+    "VariationalLastLayerClassifier": "_variational",
 }
 
 __all__ = sorted(_CLASSES)

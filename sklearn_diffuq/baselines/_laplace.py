@@ -8,9 +8,8 @@ from typing import ClassVar
 import torch
 from scipy.special import softmax
 
-from sklearn_diffuq._backbone_classifier import stream
 from sklearn_diffuq.baselines._base import COMMON, BaselineClassifier, count_parameters
-from sklearn_diffuq.baselines._last_layer import aligned_weights, last_features, with_last_layer
+from sklearn_diffuq.baselines._last_layer import aligned_weights, features_of, training_features
 
 
 class LaplaceClassifier(BaselineClassifier):
@@ -96,27 +95,17 @@ class LaplaceClassifier(BaselineClassifier):
     def _fit(self, training, held_out, seed):
         if training.weight.unique().numel() > 1:
             raise ValueError("laplace-torch knows no sample weights: give no weights.")
-        self.wrapped_, self._name = with_last_layer(self.wrapped_, training)
+        values = training_features(self, training)
         backbone = self.wrapped_.backbone_
-        features = last_features(backbone, self._name)
-        values = stream(backbone, training.inputs, features, self.wrapped_._n_tokens)
-        with backbone.frozen():
-            weight, bias = (part.cpu() for part in aligned_weights(backbone, self._name))
+        weight, bias = (part.cpu() for part in aligned_weights(backbone, self._layer))
         self._posterior = fit_posterior(values, training.y, torch.cat([weight, bias[:, None]], 1))
         self.prior_precision_ = self._posterior.prior_precision
         self.n_parameters_ = count_parameters(backbone, *self._posterior.tensors)
         self.n_passes_ = 1
 
     def _proba(self, X):
-        backbone = self.wrapped_.backbone_
-        features = last_features(backbone, self._name)
-
-        def logits(batch):
-            # the last bits of double precision depend on a row's place in the batch
-            return self._posterior.logits(features(batch).cpu()).float()
-
-        inputs = self.wrapped_.encode(X)
-        return softmax(stream(backbone, inputs, logits, self.wrapped_._n_tokens), axis=1)
+        logits = features_of(self, self.wrapped_.encode(X), self._posterior.logits)
+        return softmax(logits, axis=1)
 
 
 @dataclass(frozen=True)

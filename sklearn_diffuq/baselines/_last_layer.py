@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import torch
 
+from sklearn_diffuq._backbone_classifier import stream
 from sklearn_diffuq._wrapping import choose_readout
 from sklearn_diffuq.exceptions import ReadoutWarning
 
@@ -60,7 +61,7 @@ def with_last_layer(wrapped, training):
             f"{type(wrapped.backbone_.module).__name__} does not end in one linear layer on "
             "features of shape (n, d): a logistic regression on its token mean is fitted instead.",
             ReadoutWarning,
-            stacklevel=5,
+            stacklevel=6,
         )
         return choose_readout(wrapped, "refit", training), "readout"
     return wrapped, name
@@ -88,3 +89,31 @@ def last_features(backbone, name):
         return seen[-1].double()
 
     return features
+
+
+def training_features(owner, training):
+    """Make the wrapped model of a rival end in a linear layer; return what that layer reads.
+
+    Sets `wrapped_` and `_layer`, the name of the layer.
+
+    Returns
+    -------
+    features : ndarray of shape (n, d), float64
+    """
+    owner.wrapped_, owner._layer = with_last_layer(owner.wrapped_, training)
+    return features_of(owner, training.inputs)
+
+
+def features_of(owner, inputs, head=None):
+    """Return the inputs of the last layer, or what a function on the CPU makes of them.
+
+    The function gets float64 features (m, d). What it returns is rounded to single precision,
+    since the last bits of double precision depend on a row's place in the batch.
+    """
+    backbone = owner.wrapped_.backbone_
+    features = last_features(backbone, owner._layer)
+
+    def of_batch(batch):
+        return features(batch) if head is None else head(features(batch).cpu()).float()
+
+    return stream(backbone, inputs, of_batch, owner.wrapped_._n_tokens)
