@@ -7,6 +7,7 @@ QUICK = {
     "LabelSmoothingClassifier": dict(max_epochs=3, lr=1e-3),
     "LaplaceClassifier": {},
     "MCDropoutClassifier": dict(n_samples=3),
+    "SGPAClassifier": dict(n_samples=2, n_inducing=4, max_epochs=3, lr=3e-3),
     "SNGPClassifier": dict(n_components=64),
     "VariationalLastLayerClassifier": dict(n_samples=4, batch_size=32),
 }

@@ -18,6 +18,7 @@ _CLASSES = {
     "LabelSmoothingClassifier": "_label_smoothing",
     "LaplaceClassifier": "_laplace",
     "MCDropoutClassifier": "_mc_dropout",
+    "SGPAClassifier": "_sgpa",
     "SNGPClassifier": "_sngp",
     "VariationalLastLayerClassifier": "_variational",
 }

@@ -19,7 +19,7 @@ def trainable_copy(backbone):
     return backbone, roots
 
 
-def fine_tune(owner, module, losses, training, held_out, seed, *, penalty=None):
+def fine_tune(owner, module, losses, training, held_out, seed, *, penalty=None, scores=None):
     """Train a module in place; keep the epoch with the lowest loss on the held-out rows.
 
     Parameters
@@ -34,6 +34,8 @@ def fine_tune(owner, module, losses, training, held_out, seed, *, penalty=None):
     seed : int
     penalty : callable, default=None
         ``penalty()`` returns a scalar that is added to the mean training loss.
+    scores : callable, default=None
+        Stands in for `losses` on the held-out rows.
 
     Returns
     -------
@@ -44,7 +46,7 @@ def fine_tune(owner, module, losses, training, held_out, seed, *, penalty=None):
     y = {part: part.y.to(device) for part in (training, held_out)}
     w = {part: (part.weight / part.weight.mean()).float().to(device) for part in y}
 
-    def weighted(part, rows, batch):
+    def weighted(part, rows, batch, losses=losses):
         return losses(batch, y[part][rows]) * w[part][rows]
 
     def batch_loss(rows, epoch, generator):
@@ -56,7 +58,7 @@ def fine_tune(owner, module, losses, training, held_out, seed, *, penalty=None):
         total = 0.0
         for rows, _, length in inference_batches(held_out.inputs, 256, 2**14, n_tokens):
             batch = held_out.inputs.batch(rows, length, device)
-            total += weighted(held_out, rows, batch).sum().item()
+            total += weighted(held_out, rows, batch, scores or losses).sum().item()
         return total / len(held_out)
 
     return train_module(
