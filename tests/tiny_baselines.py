@@ -4,6 +4,7 @@ from sklearn_diffuq import baselines
 
 QUICK = {
     "DeepEnsembleClassifier": dict(n_members=2, max_epochs=8, lr=5e-3),
+    "KEPSVGPClassifier": dict(n_samples=2, rank=3, max_epochs=3, lr=3e-3),
     "LabelSmoothingClassifier": dict(max_epochs=3, lr=1e-3),
     "LaplaceClassifier": {},
     "MCDropoutClassifier": dict(n_samples=3),

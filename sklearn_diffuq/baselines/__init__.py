@@ -15,6 +15,7 @@ from importlib import import_module
 
 _CLASSES = {
     "DeepEnsembleClassifier": "_ensemble",
+    "KEPSVGPClassifier": "_kep_svgp",
     "LabelSmoothingClassifier": "_label_smoothing",
     "LaplaceClassifier": "_laplace",
     "MCDropoutClassifier": "_mc_dropout",

@@ -48,15 +48,23 @@ class AttentionClassifier(SamplingClassifier):
             picked = log_p[torch.arange(len(y)), :, y]
             return np.log(self.n_samples) - torch.logsumexp(picked, 1)
 
-        def penalty():
-            divergence = sum(attention.divergence for attention in self._attentions)
-            return self.kl_weight / len(training) * divergence
-
         self.history_ = fine_tune(
-            self, modules, losses, training, held_out, seed, penalty=penalty, scores=scores
+            self,
+            modules,
+            losses,
+            training,
+            held_out,
+            seed,
+            penalty=lambda: self._penalty(len(training)),
+            scores=scores,
         )
         self.n_parameters_ = count_parameters(self._backbone)
         self.n_passes_ = self.n_samples
+
+    def _penalty(self, n):
+        """Return what is added to the mean loss of `n` training rows."""
+        divergence = sum(attention.divergence for attention in self._attentions)
+        return self.kl_weight / n * divergence
 
     def _samples(self, batch):
         """Return the logits of all samples, (n, K, n_classes)."""
