@@ -45,7 +45,7 @@ class AttentionClassifier(SamplingClassifier):
 
         def scores(batch, y):
             log_p = torch.log_softmax(self._samples(batch), 2)
-            picked = log_p[torch.arange(len(y)), :, y]
+            picked = log_p.gather(2, y[:, None, None].expand(-1, self.n_samples, 1))[..., 0]
             return np.log(self.n_samples) - torch.logsumexp(picked, 1)
 
         self.history_ = fine_tune(

@@ -56,7 +56,8 @@ class MCDropoutClassifier(SamplingClassifier):
     A mask is one draw for a channel, shared by all tokens and rows. It thus drops columns of the
     weight matrix behind it, which is the variational distribution of [1]_: ``W diag(z) / (1 - p)``
     with Bernoulli ``z``. A sample is one function, and a row's probabilities do not depend on
-    other rows.
+    other rows. Dropout of attention weights, which models apply inside of fused attention, has no
+    such form and is left out.
 
     References
     ----------

@@ -44,7 +44,7 @@ def test_mean_and_variance_are_those_of_the_decoupled_posterior(attention):
     x = torch.randn(1, 6, 5, dtype=torch.float64)
     means = attention(x).detach().view(6, 2, 3)
     draws = []
-    for attention.sample in range(2000):
+    for attention.sample in range(1000):
         draws.append(attention(x).detach().view(6, 2, 3))
     draws = torch.stack(draws)
     for head, channel in ((0, 0), (1, 2)):
@@ -52,8 +52,8 @@ def test_mean_and_variance_are_those_of_the_decoupled_posterior(attention):
         torch.testing.assert_close(means[:, head, channel], mean)
         found = draws[:, :, head, channel]
         error = (found.mean(0) - mean) / covariance.diagonal().sqrt()
-        assert error.abs().max() < 4.5 / 2000**0.5
-        torch.testing.assert_close(found.var(0), covariance.diagonal(), rtol=0.12, atol=0)
+        assert error.abs().max() < 4.5 / 1000**0.5
+        torch.testing.assert_close(found.var(0), covariance.diagonal(), rtol=0.15, atol=0)
 
 
 def test_the_divergence_is_that_of_the_inducing_and_the_amortised_part(attention):
