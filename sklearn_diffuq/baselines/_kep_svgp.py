@@ -22,8 +22,8 @@ class KEPSVGPClassifier(AttentionClassifier):
     In a copy of the wrapped model, the attention of the last `n_layers` blocks becomes the sum of
     two sparse Gaussian process posteriors, whose inducing variables are the left and the right
     singular functions of the asymmetric kernel between queries and keys. All of the copy is then
-    fine-tuned on the evidence lower bound; the epoch with the lowest log loss on held-out rows is
-    kept.
+    fine-tuned on a tempered evidence lower bound; the epoch with the lowest log loss on held-out
+    rows is kept.
 
     Works with BERT-like and ViT-like Hugging Face models, timm's ``VisionTransformer``, and
     :class:`~sklearn_diffuq.FTTransformerClassifier`.
@@ -40,8 +40,8 @@ class KEPSVGPClassifier(AttentionClassifier):
         Number of pairs of singular functions of each head.
     n_samples : int, default=10
         Number of samples of the posterior.
-    kl_weight : float, default=1.0
-        Weight of the divergence of the posterior from the prior.
+    kl_weight : float, default=0.01
+        Weight of the divergence of the posterior from the prior; 1 is the evidence lower bound.
     ksvd_weight : float, default=0.1
         Weight of the squared objective of the kernel singular value decomposition.
     validation_fraction : float, default=0.2
@@ -85,7 +85,8 @@ class KEPSVGPClassifier(AttentionClassifier):
 
     The paper trains small models from scratch. Here the singular functions start from the
     eigenvectors of the kernel on training rows, and the means from the least-squares fit to the
-    wrapped model's attention. The divergence counts once for the whole training set.
+    wrapped model's attention. The divergence counts once for the whole training set. It grows with
+    the width, so that at full weight it drowns the labels of a few thousand rows.
 
     References
     ----------
@@ -122,7 +123,7 @@ class KEPSVGPClassifier(AttentionClassifier):
         n_layers=1,
         rank=10,
         n_samples=10,
-        kl_weight=1.0,
+        kl_weight=0.01,
         ksvd_weight=0.1,
         validation_fraction=0.2,
         max_epochs=3,

@@ -19,8 +19,8 @@ class SGPAClassifier(AttentionClassifier):
 
     In a copy of the wrapped model, the attention of the last `n_layers` blocks becomes the
     posterior of a sparse Gaussian process with a Gaussian kernel between tied queries and keys. All
-    of the copy is then fine-tuned on the evidence lower bound; the epoch with the lowest log loss
-    on held-out rows is kept.
+    of the copy is then fine-tuned on a tempered evidence lower bound; the epoch with the lowest log
+    loss on held-out rows is kept.
 
     Works with BERT-like and ViT-like Hugging Face models, timm's ``VisionTransformer``, and
     :class:`~sklearn_diffuq.FTTransformerClassifier`.
@@ -37,8 +37,8 @@ class SGPAClassifier(AttentionClassifier):
         Number of global inducing points of each head.
     n_samples : int, default=10
         Number of samples of the posterior.
-    kl_weight : float, default=1.0
-        Weight of the divergence of the posterior from the prior.
+    kl_weight : float, default=0.01
+        Weight of the divergence of the posterior from the prior; 1 is the evidence lower bound.
     validation_fraction : float, default=0.2
         Share of the rows held out, per class, if `fit` is not given `X_calibration`.
     max_epochs : int, default=3
@@ -79,7 +79,8 @@ class SGPAClassifier(AttentionClassifier):
 
     Of the posterior covariance between tokens, the part through the inducing points is sampled
     exactly, as one function for each sample; of the rest only the variances are kept. The
-    divergence is averaged over the rows of a batch and counts once for the whole training set.
+    divergence is averaged over the rows of a batch and counts once for the whole training set. It
+    grows with the width, so that at full weight it drowns the labels of a few thousand rows.
 
     References
     ----------
@@ -115,7 +116,7 @@ class SGPAClassifier(AttentionClassifier):
         n_layers=1,
         n_inducing=16,
         n_samples=10,
-        kl_weight=1.0,
+        kl_weight=0.01,
         validation_fraction=0.2,
         max_epochs=3,
         batch_size=32,
