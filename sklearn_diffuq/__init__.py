@@ -19,8 +19,9 @@ uncertain each of its steps is, and averages the predictions over it. The files 
          |
     6. _classifier.py   DiffusionCalibratedClassifier: fit, predict_proba, predict_uncertainty
 
-Beside the path stand :mod:`sklearn_diffuq.metrics` (how good are the probabilities?) and
-:mod:`sklearn_diffuq.datasets` (real and corrupted data to ask that question on).
+Beside the path stand :mod:`sklearn_diffuq.metrics` (how good are the probabilities?),
+:mod:`sklearn_diffuq.datasets` (real and corrupted data to ask that question on) and
+:mod:`sklearn_diffuq.baselines` (other methods to ask it of).
 
 Importing the package loads none of the deep-learning libraries; the first use of a name does.
 """
@@ -35,12 +36,13 @@ _NAMES = {
     "TransformerClassifier": "sklearn_diffuq._transformers",
     "diffusion_step_curve": "sklearn_diffuq._step_curve",
 }
-_SUBPACKAGES = ("datasets", "exceptions", "metrics")
+_SUBPACKAGES = ("baselines", "datasets", "exceptions", "metrics")
 
 __all__ = [
     "DiffusionCalibratedClassifier",
     "FTTransformerClassifier",
     "TransformerClassifier",
+    "baselines",
     "datasets",
     "diffusion_step_curve",
     "exceptions",

@@ -29,9 +29,7 @@ MIN_CALIBRATION_ROWS = 20
 def check_rows(X, y, sample_weight):
     """Validate labels and weights, drop rows of weight zero, and leave `X` to the wrapped model."""
     if y is None:
-        raise ValueError(
-            "DiffusionCalibratedClassifier requires y to be passed, but the target y is None."
-        )
+        raise ValueError("A classifier requires y to be passed, but the target y is None.")
     y = column_or_1d(y, warn=True)
     if issparse(X):
         raise TypeError(
@@ -110,7 +108,7 @@ def stratified_split(y, fraction, seed):
 
 
 def fit_wrapped(owner, X, y, sample_weight, seed):
-    """Return the fitted wrapped classifier of a `DiffusionCalibratedClassifier`.
+    """Return the fitted wrapped classifier of an estimator with a parameter `estimator`.
 
     An unfitted scikit-learn estimator is cloned and trained; a torch model is taken as
     pre-trained and a `FrozenEstimator` as fitted.
@@ -132,11 +130,12 @@ def fit_wrapped(owner, X, y, sample_weight, seed):
         if hasattr(wrapped, "encode"):
             wrapped = check_memory(owner.memory).cache(_fit)(wrapped, X, y, sample_weight)
     if not hasattr(wrapped, "encode"):
+        name = type(owner).__name__
         raise TypeError(
-            f"DiffusionCalibratedClassifier cannot look into a {type(wrapped).__name__}: estimator "
-            "must be None, a torch model, the path of one, a TransformerClassifier, a "
-            "FTTransformerClassifier, or a FrozenEstimator of one of these. Put preprocessing "
-            "steps before DiffusionCalibratedClassifier in a Pipeline, not inside it."
+            f"{name} cannot look into a {type(wrapped).__name__}: estimator must be None, a torch "
+            "model, the path of one, a TransformerClassifier, a FTTransformerClassifier, or a "
+            f"FrozenEstimator of one of these. Put preprocessing steps before {name} in a "
+            "Pipeline, not inside it."
         )
     return wrapped
 

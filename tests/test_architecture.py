@@ -19,12 +19,13 @@ MAX_FUNCTION_LINES = 60
 
 # Heavy library -> the only files that may import it.
 OWNERS = {
+    "laplace": ["baselines/_laplace.py"],
     "skorch": ["_training.py"],
     "safetensors": ["_persistence.py"],
     "matplotlib": ["metrics/_axes.py", "metrics/_*display*.py"],
 }
 # Too heavy, or not always needed: imported where they are used.
-LAZY = ("transformers", "timm", "matplotlib")
+LAZY = ("transformers", "timm", "matplotlib", "laplace")
 # The core, stage by stage. A file knows its own layer and the layers above it in this list.
 CORE = [
     {"_inputs", "_training", "backbones"},
@@ -49,7 +50,7 @@ WRAPPED = {
 # Where the two meet, in order.
 MEETING = [
     {"_wrapping", "_saved_model"},
-    {"_persistence", "_predictor"},
+    {"_persistence", "_predictor", "baselines"},
     {"_classifier"},
     {"_step_curve"},
 ]
@@ -193,7 +194,13 @@ def test_imports_within_the_package_form_no_cycle():
 
 
 @pytest.mark.parametrize(
-    "module", ["sklearn_diffuq", "sklearn_diffuq.datasets", "sklearn_diffuq.metrics"]
+    "module",
+    [
+        "sklearn_diffuq",
+        "sklearn_diffuq.baselines",
+        "sklearn_diffuq.datasets",
+        "sklearn_diffuq.metrics",
+    ],
 )
 def test_importing_loads_no_deep_learning_library(module):
     code = (

@@ -15,7 +15,7 @@ from numpydoc.validate import validate
 import sklearn_diffuq
 
 ROOT = Path(__file__).resolve().parents[1]
-SUBPACKAGES = ("datasets", "exceptions", "metrics")
+SUBPACKAGES = ("baselines", "datasets", "exceptions", "metrics")
 CLASSES = [name for name in sklearn_diffuq.__all__ if name not in SUBPACKAGES]
 
 # numpydoc's codes that this package's style does not follow.

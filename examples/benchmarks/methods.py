@@ -103,7 +103,8 @@ def diffusions(variants, **shared):
     fits, methods = {}, {}
     for name, options in variants.items():
         options = {**shared, **options}
-        then = {"inference": options.pop("inference", "sampling")}
+        then = {"inference": options.pop("inference", "moments")}
+        options["inference"] = "sampling"  # a fit for it calibrates all kinds of inference
         fit = fits.setdefault(repr(sorted(options.items())), partial(diffusion, **options))
         methods[name] = Method(fit, then)
     return methods
@@ -126,6 +127,13 @@ def registry(unified=None, rivals=None, **shared):
     return {
         **backbone(),
         **{m: Method(partial(rival, name=cls, **own[m])) for m, cls in RIVALS.items()},
-        **diffusions({"diffusion": {}, "diffusion, mean": {"inference": "mean"}}, **options),
+        **diffusions(
+            {
+                "diffusion": {},
+                "diffusion, sampling": {"inference": "sampling"},
+                "diffusion, mean": {"inference": "mean"},
+            },
+            **options,
+        ),
         **diffusions({"diffusion, blockwise": {"transition": "blockwise"}}, **shared),
     }

@@ -1,0 +1,157 @@
+"""Deep ensemble: several trainings, averaged."""
+
+from numbers import Integral
+from typing import ClassVar
+
+import numpy as np
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils._param_validation import Interval
+from torch.nn import functional as F
+
+from sklearn_diffuq._backbone_classifier import stream
+from sklearn_diffuq._training import own_torch_seed
+from sklearn_diffuq._wrapping import fit_wrapped
+from sklearn_diffuq.baselines._base import COMMON, TRAINING, SamplingClassifier, count_parameters
+from sklearn_diffuq.baselines._finetuning import fine_tune, trainable_copy
+from sklearn_diffuq.baselines._last_layer import linear_layers, with_last_layer
+
+
+class DeepEnsembleClassifier(SamplingClassifier):
+    """Average of several trained transformers.
+
+    An estimator that `fit` trains is trained `n_members` times with different seeds. A model that
+    comes trained is copied `n_members` times; each copy gets a new random last layer and is
+    fine-tuned with its own order of the rows. The epoch with the lowest log loss on held-out rows
+    is kept.
+
+    Parameters
+    ----------
+    estimator : estimator, torch.nn.Module or str, default=None
+        The wrapped model, as in :class:`~sklearn_diffuq.DiffusionCalibratedClassifier`.
+    preprocessor : callable or str, default=None
+        Tokenizer or image transform; with a torch model only.
+    n_members : int, default=5
+        Number of models.
+    validation_fraction : float, default=0.2
+        Share of the rows held out, per class, if `fit` is not given `X_calibration`.
+    max_epochs : int, default=3
+        Epochs of fine-tuning, of a model that comes trained.
+    batch_size : int, default=32
+        Rows in a batch of fine-tuning.
+    lr : float, default=5e-5
+        Highest learning rate of fine-tuning.
+    device : str, default="auto"
+        Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
+    random_state : int, RandomState instance or None, default=None
+        Seed from which the members get theirs.
+    verbose : int, default=0
+        Above 0, print one line per epoch of fine-tuning.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Class labels, in the order of the probabilities.
+    wrapped_ : estimator
+        The fitted wrapped classifier; the first member where `fit` trained the members.
+    n_parameters_ : int
+        Number of parameters that a prediction uses.
+    n_passes_ : int
+        Cost of a prediction, in forward passes of the wrapped model.
+
+    See Also
+    --------
+    MCDropoutClassifier : Samples from one training.
+
+    Notes
+    -----
+    Members that start from one pre-trained model differ less than members trained from scratch.
+
+    References
+    ----------
+    .. [1] B. Lakshminarayanan et al., "Simple and Scalable Predictive Uncertainty Estimation using
+       Deep Ensembles", NeurIPS 2017, section 2.4, :arxiv:`1612.01474`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_diffuq import FTTransformerClassifier
+    >>> from sklearn_diffuq.baselines import DeepEnsembleClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = FTTransformerClassifier(n_blocks=2, width=8, max_epochs=2, device="cpu")
+    >>> clf = DeepEnsembleClassifier(model, n_members=2, random_state=0).fit(X, y)
+    >>> clf.sample_proba(X).shape
+    (2, 150, 3)
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        **COMMON,
+        **TRAINING,
+        "n_members": [Interval(Integral, 1, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        preprocessor=None,
+        n_members=5,
+        validation_fraction=0.2,
+        max_epochs=3,
+        batch_size=32,
+        lr=5e-5,
+        device="auto",
+        random_state=None,
+        verbose=0,
+    ):
+        self.estimator = estimator
+        self.preprocessor = preprocessor
+        self.n_members = n_members
+        self.validation_fraction = validation_fraction
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _wrap(self, rows, seed):
+        first = fit_wrapped(self, *rows, seed)
+        self._members = []  # pairs of encoder and backbone
+        if first.history_ and not isinstance(self.estimator, FrozenEstimator):
+            members = [first]
+            for state in self._seeds(seed)[1:]:
+                members.append(clone(first).set_params(random_state=int(state)).fit(*rows))
+            self._members = [(member, member.backbone_) for member in members]
+        return first
+
+    def _seeds(self, seed):
+        # 31 bits: scikit-learn takes no larger seeds
+        return np.random.SeedSequence(seed).generate_state(self.n_members) >> 1
+
+    def _fit(self, training, held_out, seed):
+        if not self._members:
+            wrapped, name = with_last_layer(self.wrapped_, training)
+            for state in self._seeds(seed):
+                member = self._fine_tuned(wrapped, name, training, held_out, int(state))
+                self._members.append((wrapped, member))
+        self.n_parameters_ = count_parameters(*[backbone for _, backbone in self._members])
+        self.n_passes_ = self.n_members
+
+    def _fine_tuned(self, wrapped, name, training, held_out, seed):
+        backbone, modules = trainable_copy(wrapped.backbone_)
+        with own_torch_seed(seed, next(modules.parameters()).device):
+            linear_layers(backbone)[name].reset_parameters()
+
+        def losses(batch, y):
+            return F.cross_entropy(backbone.logits(batch).float(), y, reduction="none")
+
+        fine_tune(self, modules, losses, training, held_out, seed)
+        return backbone
+
+    def _sample_logits(self, X):
+        logits = [
+            stream(backbone, wrapped.encode(X), backbone.logits, wrapped._n_tokens)
+            for wrapped, backbone in self._members
+        ]
+        return np.stack(logits, 1)

@@ -1,0 +1,284 @@
+"""Kernel-eigen-pair sparse variational Gaussian process attention (KEP-SVGP)."""
+
+from numbers import Integral, Real
+from typing import ClassVar
+
+import torch
+from sklearn.utils._param_validation import Interval
+from torch.nn import functional as F
+
+from sklearn_diffuq.baselines._attention import GaussianAttention, split_heads
+from sklearn_diffuq.baselines._attention_classifier import AttentionClassifier
+from sklearn_diffuq.baselines._base import COMMON, TRAINING
+
+_LANDMARKS_PER_RANK = 4
+_LOG_START_SCALE = -2.3  # a tenth of the prior's standard deviation
+_RIDGE = 1e-3  # share of the mean square of the features
+
+
+class KEPSVGPClassifier(AttentionClassifier):
+    """Kernel-eigen-pair Gaussian process attention in the last blocks of a trained transformer.
+
+    In a copy of the wrapped model, the attention of the last `n_layers` blocks becomes the sum of
+    two sparse Gaussian process posteriors, whose inducing variables are the left and the right
+    singular functions of the asymmetric kernel between queries and keys. All of the copy is then
+    fine-tuned on a tempered evidence lower bound; the epoch with the lowest log loss on held-out
+    rows is kept.
+
+    Works with BERT-like and ViT-like Hugging Face models, timm's ``VisionTransformer``, and
+    :class:`~sklearn_diffuq.FTTransformerClassifier`.
+
+    Parameters
+    ----------
+    estimator : estimator, torch.nn.Module or str, default=None
+        The wrapped model, as in :class:`~sklearn_diffuq.DiffusionCalibratedClassifier`.
+    preprocessor : callable or str, default=None
+        Tokenizer or image transform; with a torch model only.
+    n_layers : int, default=1
+        Number of blocks, from the last, whose attention is replaced.
+    rank : int, default=10
+        Number of pairs of singular functions of each head.
+    n_samples : int, default=10
+        Number of samples of the posterior.
+    kl_weight : float, default=0.01
+        Weight of the divergence of the posterior from the prior; 1 is the evidence lower bound.
+    ksvd_weight : float, default=0.1
+        Weight of the squared objective of the kernel singular value decomposition.
+    validation_fraction : float, default=0.2
+        Share of the rows held out, per class, if `fit` is not given `X_calibration`.
+    max_epochs : int, default=3
+        Epochs of fine-tuning.
+    batch_size : int, default=32
+        Rows in a training batch.
+    lr : float, default=1e-4
+        Highest learning rate.
+    device : str, default="auto"
+        Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the wrapped model, split, training and samples.
+    verbose : int, default=0
+        Above 0, print one line per epoch.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Class labels, in the order of the probabilities.
+    wrapped_ : estimator
+        The fitted wrapped classifier; it is not the one that predicts.
+    history_ : list of dict
+        One entry per epoch.
+    n_parameters_ : int
+        Number of parameters that a prediction uses.
+    n_passes_ : int
+        Cost of a prediction, in forward passes of the wrapped model.
+
+    See Also
+    --------
+    SGPAClassifier : The same with a symmetric kernel and inducing points.
+
+    Notes
+    -----
+    The kernel is the cosine of query and key. The singular functions are combinations of its
+    values at landmarks, which are tokens at even distances in the row: a data-dependent projection
+    with a fixed number of rows. The wrapped model's values enter through the means of the inducing
+    variables only.
+
+    The paper trains small models from scratch. Here the singular functions start from the
+    eigenvectors of the kernel on training rows, and the means from the least-squares fit to the
+    wrapped model's attention. The divergence counts once for the whole training set. It grows with
+    the width, so that at full weight it drowns the labels of a few thousand rows.
+
+    References
+    ----------
+    .. [1] Y. Chen et al., "Self-Attention through Kernel-Eigen Pair Sparse Variational Gaussian
+       Processes", ICML 2024, section 3, :arxiv:`2402.01476`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_diffuq import FTTransformerClassifier
+    >>> from sklearn_diffuq.baselines import KEPSVGPClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = FTTransformerClassifier(n_blocks=2, width=8, max_epochs=2, device="cpu")
+    >>> clf = KEPSVGPClassifier(model, rank=2, n_samples=2, max_epochs=1, random_state=0).fit(X, y)
+    >>> clf.sample_proba(X).shape
+    (2, 150, 3)
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        **COMMON,
+        **TRAINING,
+        "n_layers": [Interval(Integral, 1, None, closed="left")],
+        "rank": [Interval(Integral, 1, None, closed="left")],
+        "n_samples": [Interval(Integral, 1, None, closed="left")],
+        "kl_weight": [Interval(Real, 0, None, closed="left")],
+        "ksvd_weight": [Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        preprocessor=None,
+        n_layers=1,
+        rank=10,
+        n_samples=10,
+        kl_weight=0.01,
+        ksvd_weight=0.1,
+        validation_fraction=0.2,
+        max_epochs=3,
+        batch_size=32,
+        lr=1e-4,
+        device="auto",
+        random_state=None,
+        verbose=0,
+    ):
+        self.estimator = estimator
+        self.preprocessor = preprocessor
+        self.n_layers = n_layers
+        self.rank = rank
+        self.n_samples = n_samples
+        self.kl_weight = kl_weight
+        self.ksvd_weight = ksvd_weight
+        self.validation_fraction = validation_fraction
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _attention(self, projections, seed, rng):
+        return KernelEigenAttention.start(projections, self.rank, seed)
+
+    def _penalty(self, n):
+        misfit = sum(attention.misfit for attention in self._attentions)
+        return super()._penalty(n) + self.ksvd_weight * misfit
+
+
+class KernelEigenAttention(GaussianAttention):
+    """Pair of sparse GP posteriors along the singular functions of the attention kernel.
+
+    With the scores e = (kernel at key landmarks) `left` and r = (kernel at query landmarks)
+    `right` of a token, singular values Lambda, and inducing variables u ~ N(m, S) with prior
+    N(0, Lambda^2) on either side, a channel of the output is
+
+        e Lambda^-1 u_e + r Lambda^-1 u_r
+
+    Mean and factor are kept in units of the prior: m = Lambda `mean`, S = Lambda T T^T Lambda.
+
+    Attributes
+    ----------
+    weights : Parameter of shape (2, n_heads, n_landmarks, rank)
+        `left` and `right`.
+    log_singular : Parameter of shape (n_heads, rank)
+    mean : Parameter of shape (2, n_heads, rank, width)
+    factor : Parameter of shape (2, n_heads, width, rank, rank)
+        T of each channel below the diagonal, and the logarithm of its diagonal.
+    misfit : Tensor or None
+        Squared KSVD objective of the last call in training, summed over heads; it is zero at the
+        singular value decomposition.
+    """
+
+    def __init__(self, query, key, n_heads, weights, log_singular, mean, seed):
+        super().__init__(seed)
+        self.query, self.key, self.n_heads, self.misfit = query, key, n_heads, None
+        self.weights = torch.nn.Parameter(weights)
+        self.log_singular = torch.nn.Parameter(log_singular)
+        self.mean = torch.nn.Parameter(mean)
+        rank = mean.shape[2]
+        diagonal = _LOG_START_SCALE * torch.eye(rank).to(mean)
+        self.factor = torch.nn.Parameter(diagonal.repeat(2, n_heads, mean.shape[3], 1, 1))
+
+    @classmethod
+    def start(cls, projections, rank, seed):
+        """Return an attention that starts from that of the wrapped model."""
+        q, k = (F.normalize(projections.heads(name), dim=3) for name in ("query", "key"))
+        real = projections.real.to(q.device)
+        at = landmarks(real, _LANDMARKS_PER_RANK * rank)
+        rows = torch.arange(len(q), device=q.device)[:, None]
+        kernels = [a @ b.transpose(1, 2)[rows, at].permute(0, 2, 3, 1) for a, b in ((q, k), (k, q))]
+        # (n_heads, n_tokens, n_landmarks), real tokens only
+        kernels = [c.transpose(1, 2)[real].transpose(0, 1).double() for c in kernels]
+        weights, values = zip(*(_principal(kernel, rank) for kernel in kernels))
+        weights = torch.stack(weights)
+        scores = torch.cat([kernel @ w for kernel, w in zip(kernels, weights)], 2)
+        target = projections.attend().transpose(1, 2)[real].transpose(0, 1).double()
+        mean = _ridge(scores, target).unflatten(1, (2, rank)).transpose(0, 1)
+        log_singular = 0.5 * (values[0] * values[1]).log()
+        parts = (part.to(q.dtype) for part in (weights, log_singular, mean))
+        return cls(projections.query, projections.key, projections.n_heads, *parts, seed)
+
+    def attend(self, x, mask):
+        q, k = (split_heads(layer(x), self.n_heads) for layer in (self.query, self.key))
+        q, k = F.normalize(q, dim=3), F.normalize(k, dim=3)
+        real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
+        at = landmarks(real, self.weights.shape[2])
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        # (n, n_heads, width, rank): the landmarks weighted by left and right
+        sides = [
+            b.transpose(1, 2)[rows, at].permute(0, 2, 3, 1) @ weights
+            for b, weights in zip((k, q), self.weights)
+        ]
+        scores = torch.stack([q @ sides[0], k @ sides[1]])  # (2, n, n_heads, t, rank)
+        triangle = self._triangle()
+        eps = self.noise(x, 0, *triangle.shape[:-1]).transpose(0, 1)
+        draw = self.mean[:, None] + torch.einsum("ahcij,anhcj->anhic", triangle, eps)
+        self.misfit = self._ksvd(scores, sides, real) if self.training else None
+        return (scores @ draw).sum(0), self._divergence(triangle)
+
+    def _triangle(self):
+        return self.factor.tril(-1) + torch.diag_embed(self.factor.diagonal(dim1=3, dim2=4).exp())
+
+    def _divergence(self, triangle):
+        """Return the divergence of both inducing posteriors from their priors."""
+        log_diagonal = self.factor.diagonal(dim1=3, dim2=4)
+        scale = triangle.square().sum() - log_diagonal.numel() - 2 * log_diagonal.sum()
+        return 0.5 * (self.mean.square().sum() + scale)
+
+    def _ksvd(self, scores, sides, real):
+        """Return the squared KSVD objective, summed over heads."""
+        tokens = scores.transpose(2, 3)[:, real]  # (2, n_tokens, n_heads, rank)
+        energy = (tokens.square().mean(1) * torch.exp(-self.log_singular)).sum((0, 2))
+        coupling = (sides[0] * sides[1]).sum((2, 3)).mean(0)
+        return (0.5 * energy - coupling).square().sum()
+
+
+def landmarks(real, n):
+    """Return the positions of `n` real tokens at even distances, (n_rows, n).
+
+    Parameters
+    ----------
+    real : Tensor of shape (n_rows, t) and dtype bool
+    n : int
+
+    Examples
+    --------
+    >>> import torch
+    >>> real = torch.tensor([[True, True, True, True, True], [True, True, False, True, False]])
+    >>> landmarks(real, 3)
+    tensor([[0, 2, 4],
+            [0, 1, 3]])
+    """
+    first = torch.argsort(~real, dim=1, stable=True)  # real tokens first
+    last = real.sum(1, keepdim=True).clamp(min=1) - 1
+    return first.gather(1, torch.arange(n, device=real.device) * last // max(n - 1, 1))
+
+
+def _principal(kernel, rank):
+    """Return weights (n_heads, n_landmarks, rank) of the leading functions, and singular values.
+
+    The mean square of ``kernel @ weights`` is the square of the singular value.
+    """
+    n_landmarks = kernel.shape[2]
+    values, vectors = torch.linalg.eigh(kernel.mT @ kernel / (kernel.shape[1] * n_landmarks))
+    weights = vectors.flip(2)[:, :, :rank] / n_landmarks**0.5
+    return weights, values.flip(1)[:, :rank].clamp(min=1e-6).sqrt()
+
+
+def _ridge(features, target):
+    """Return the ridge regression (n_heads, n_features, width) of targets on features."""
+    gram = features.mT @ features
+    mean = gram.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    identity = torch.eye(gram.shape[1]).to(gram)
+    return torch.linalg.solve(gram + _RIDGE * mean * identity, features.mT @ target)

@@ -1,0 +1,216 @@
+"""Laplace approximation of the posterior of the last layer, by laplace-torch."""
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from scipy.special import softmax
+
+from sklearn_diffuq.baselines._base import COMMON, BaselineClassifier, count_parameters
+from sklearn_diffuq.baselines._last_layer import aligned_weights, features_of, training_features
+
+
+class LaplaceClassifier(BaselineClassifier):
+    """Last-layer Laplace approximation around a trained transformer.
+
+    The posterior of the last linear layer is a Gaussian around its trained weights, whose
+    covariance is the inverse of the Kronecker-factored generalised Gauss-Newton matrix plus a prior
+    precision; the prior precision is that of the largest marginal likelihood. Probabilities are
+    those of the linearised model by the probit approximation. Nothing else is trained.
+
+    Needs laplace-torch: ``pip install "sklearn-diffuq[bench]"``.
+
+    Parameters
+    ----------
+    estimator : estimator, torch.nn.Module or str, default=None
+        The wrapped model, as in :class:`~sklearn_diffuq.DiffusionCalibratedClassifier`.
+    preprocessor : callable or str, default=None
+        Tokenizer or image transform; with a torch model only.
+    device : str, default="auto"
+        Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the wrapped model.
+    verbose : int, default=0
+        Not used, since nothing is trained.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Class labels, in the order of the probabilities.
+    wrapped_ : estimator
+        The fitted wrapped classifier.
+    prior_precision_ : float
+        Precision of the prior of the weights.
+    n_parameters_ : int
+        Number of parameters that a prediction uses, with the factors of the posterior.
+    n_passes_ : int
+        Cost of a prediction, in forward passes of the wrapped model.
+
+    Warns
+    -----
+    ReadoutWarning
+        If the model does not end in one linear layer: a logistic regression takes its place.
+
+    See Also
+    --------
+    SNGPClassifier : A Gaussian process on the same features.
+    VariationalLastLayerClassifier : A variational head on the same features.
+
+    Notes
+    -----
+    The bias is the weight of a constant feature, so that it shares the factors. Everything is
+    fitted in single precision and evaluated in double precision.
+
+    References
+    ----------
+    .. [1] A. Kristiadi et al., "Being Bayesian, Even Just a Bit, Fixes Overconfidence in ReLU
+       Networks", ICML 2020, eq. 4, :arxiv:`2002.10118`.
+    .. [2] E. Daxberger et al., "Laplace Redux", NeurIPS 2021, :arxiv:`2106.14806`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_diffuq import FTTransformerClassifier
+    >>> from sklearn_diffuq.baselines import LaplaceClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = FTTransformerClassifier(n_blocks=2, width=8, max_epochs=2, device="cpu")
+    >>> clf = LaplaceClassifier(model, random_state=0).fit(X, y)  # doctest: +SKIP
+    >>> clf.predict_proba(X).shape  # doctest: +SKIP
+    (150, 3)
+    """
+
+    _parameter_constraints: ClassVar[dict] = COMMON
+
+    def __init__(
+        self, estimator=None, *, preprocessor=None, device="auto", random_state=None, verbose=0
+    ):
+        self.estimator = estimator
+        self.preprocessor = preprocessor
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _fit(self, training, held_out, seed):
+        if training.weight.unique().numel() > 1:
+            raise ValueError("laplace-torch knows no sample weights: give no weights.")
+        values = training_features(self, training)
+        backbone = self.wrapped_.backbone_
+        weight, bias = (part.cpu() for part in aligned_weights(backbone, self._layer))
+        self._posterior = fit_posterior(values, training.y, torch.cat([weight, bias[:, None]], 1))
+        self.prior_precision_ = self._posterior.prior_precision
+        self.n_parameters_ = count_parameters(backbone, *self._posterior.tensors)
+        self.n_passes_ = 1
+
+    def _proba(self, X):
+        logits = features_of(self, self.wrapped_.encode(X), self._posterior.logits)
+        return softmax(logits, axis=1)
+
+
+@dataclass(frozen=True)
+class KroneckerPosterior:
+    """Gaussian of a bias-free linear layer, ``N(W, (B kron A + prior_precision I)^-1)``.
+
+    Attributes
+    ----------
+    weight : Tensor of shape (n_classes, d + 1)
+        Mean; the last column is the bias.
+    output_values, output_vectors : Tensor of shape (n_classes,) and (n_classes, n_classes)
+        Eigenvalues and eigenvectors (columns) of B.
+    input_values, input_vectors : Tensor of shape (d + 1,) and (d + 1, d + 1)
+        The same of A.
+    prior_precision : float
+    """
+
+    weight: torch.Tensor
+    output_values: torch.Tensor
+    output_vectors: torch.Tensor
+    input_values: torch.Tensor
+    input_vectors: torch.Tensor
+    prior_precision: float
+
+    @property
+    def tensors(self):
+        """All that is stored."""
+        return [
+            self.weight,
+            self.output_values,
+            self.output_vectors,
+            self.input_values,
+            self.input_vectors,
+        ]
+
+    def moments(self, features):
+        """Return mean and variance of the logits of features (n, d), both (n, n_classes)."""
+        features = with_constant(features)
+        precision = self.output_values[:, None] * self.input_values + self.prior_precision
+        projected = (features @ self.input_vectors).square()
+        variance = (projected @ (1 / precision).T) @ self.output_vectors.square().T
+        return features @ self.weight.T, variance
+
+    def logits(self, features):
+        """Return the logits of the probit approximation of the mean probabilities."""
+        mean, variance = self.moments(features)
+        return mean / torch.sqrt(1 + math.pi / 8 * variance)
+
+
+def with_constant(features):
+    """Return the features with a column of ones, for the bias."""
+    return torch.cat([features, features.new_ones(len(features), 1)], 1)
+
+
+def fit_posterior(features, target, weight):
+    """Fit the posterior of a linear layer with laplace-torch.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n, d)
+        Inputs of the layer.
+    target : Tensor of shape (n,)
+        Class indices.
+    weight : Tensor of shape (n_classes, d + 1)
+        Trained weights; the last column is the bias.
+
+    Returns
+    -------
+    posterior : KroneckerPosterior
+        In float64.
+    """
+    laplace = import_laplace()
+    layer = torch.nn.utils.skip_init(torch.nn.Linear, weight.shape[1], len(weight), bias=False)
+    layer.weight.data = weight.float()
+    data = torch.utils.data.TensorDataset(with_constant(torch.from_numpy(features)).float(), target)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            fitted = laplace.Laplace(
+                torch.nn.Sequential(layer),
+                "classification",
+                subset_of_weights="last_layer",
+                hessian_structure="kron",
+                last_layer_name="0",
+            )
+            fitted.fit(torch.utils.data.DataLoader(data, batch_size=len(data)))
+            fitted.optimize_prior_precision(method="marglik")
+        except SystemExit as error:  # laplace-torch ends the process where it finds no eigenvectors
+            raise RuntimeError("laplace-torch found no eigenvectors of the curvature.") from error
+    factors = zip(fitted.H.eigenvalues[0], fitted.H.eigenvectors[0])  # output factor first
+    return KroneckerPosterior(
+        weight,
+        *(part.detach().double() for factor in factors for part in factor),
+        prior_precision=fitted.prior_precision.item(),
+    )
+
+
+def import_laplace():
+    """Import laplace-torch, or say how to get it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it uses what torch has deprecated
+            import laplace
+    except ImportError as error:
+        raise ImportError(
+            'LaplaceClassifier needs laplace-torch: pip install "sklearn-diffuq[bench]"'
+        ) from error
+    return laplace

@@ -1,0 +1,212 @@
+"""Variational head: a Gaussian latent between frozen features and a linear readout."""
+
+from numbers import Integral, Real
+from typing import ClassVar
+
+import numpy as np
+import torch
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils._param_validation import Interval
+from torch.nn import functional as F
+
+from sklearn_diffuq._training import own_torch_seed, train_module
+from sklearn_diffuq.baselines._base import COMMON, TRAINING, SamplingClassifier, count_parameters
+from sklearn_diffuq.baselines._last_layer import features_of, training_features
+
+
+class VariationalLastLayerClassifier(SamplingClassifier):
+    """Variational two-stage training (V-TST): a new head with a Gaussian latent.
+
+    The wrapped model is the first stage and stays as it is. In the second stage, the features that
+    its last linear layer reads are mapped to a Gaussian latent, and samples of it to logits; both
+    maps are linear and trained from scratch. The epoch with the lowest log loss on held-out rows is
+    kept.
+
+    Parameters
+    ----------
+    estimator : estimator, torch.nn.Module or str, default=None
+        The wrapped model, as in :class:`~sklearn_diffuq.DiffusionCalibratedClassifier`.
+    preprocessor : callable or str, default=None
+        Tokenizer or image transform; with a torch model only.
+    n_samples : int, default=10
+        Number of samples of the latent.
+    n_latent : int, default=32
+        Dimension of the latent.
+    kl_weight : float, default=0.01
+        Weight of the divergence of the latent from its prior.
+    validation_fraction : float, default=0.2
+        Share of the rows held out, per class, if `fit` is not given `X_calibration`.
+    max_epochs : int, default=30
+        Epochs of training of the head.
+    batch_size : int, default=128
+        Rows in a training batch.
+    lr : float, default=1e-2
+        Highest learning rate.
+    device : str, default="auto"
+        Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
+    random_state : int, RandomState instance or None, default=None
+        Seed of the wrapped model, split, training and samples.
+    verbose : int, default=0
+        Above 0, print one line per epoch.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Class labels, in the order of the probabilities.
+    wrapped_ : estimator
+        The fitted wrapped classifier.
+    history_ : list of dict
+        One entry per epoch.
+    n_parameters_ : int
+        Number of parameters that a prediction uses.
+    n_passes_ : int
+        Cost of a prediction, in forward passes of the wrapped model.
+
+    Warns
+    -----
+    ReadoutWarning
+        If the model does not end in one linear layer: pooled features are used instead.
+
+    See Also
+    --------
+    LaplaceClassifier : A posterior of the wrapped model's own last layer.
+
+    Notes
+    -----
+    With ``kl_weight=1`` the loss is minus the evidence lower bound of the paper. A latent of each
+    row then costs as many nats as it can tell of the label, and often tells nothing; hence the
+    smaller default.
+
+    References
+    ----------
+    .. [1] M. Jordahn and P. Olmos, "Decoupling Feature Extraction and Classification Layers for
+       Calibrated Neural Networks", ICML 2024, section 3.2, :arxiv:`2405.01196`.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> from sklearn_diffuq import FTTransformerClassifier
+    >>> from sklearn_diffuq.baselines import VariationalLastLayerClassifier
+    >>> X, y = load_iris(return_X_y=True)
+    >>> model = FTTransformerClassifier(n_blocks=2, width=8, max_epochs=2, device="cpu")
+    >>> clf = VariationalLastLayerClassifier(model, max_epochs=2, random_state=0).fit(X, y)
+    >>> clf.sample_proba(X).shape
+    (10, 150, 3)
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        **COMMON,
+        **TRAINING,
+        "n_samples": [Interval(Integral, 1, None, closed="left")],
+        "n_latent": [Interval(Integral, 1, None, closed="left")],
+        "kl_weight": [Interval(Real, 0, None, closed="left")],
+    }
+
+    def __init__(
+        self,
+        estimator=None,
+        *,
+        preprocessor=None,
+        n_samples=10,
+        n_latent=32,
+        kl_weight=0.01,
+        validation_fraction=0.2,
+        max_epochs=30,
+        batch_size=128,
+        lr=1e-2,
+        device="auto",
+        random_state=None,
+        verbose=0,
+    ):
+        self.estimator = estimator
+        self.preprocessor = preprocessor
+        self.n_samples = n_samples
+        self.n_latent = n_latent
+        self.kl_weight = kl_weight
+        self.validation_fraction = validation_fraction
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def _fit(self, training, held_out, seed):
+        values = training_features(self, training)
+        self._scaler = StandardScaler().fit(values, sample_weight=training.weight.numpy())
+        generator = torch.Generator().manual_seed(seed)
+        self._noise = torch.randn(self.n_samples, self.n_latent, generator=generator)
+        with own_torch_seed(seed, "cpu"):
+            self._head = VariationalHead(values.shape[1], self.n_latent, len(self.classes_))
+        held = self._scaled(features_of(self, held_out.inputs)).float()
+        self.history_ = self._train(self._scaled(values).float(), training, held, held_out, seed)
+        self._head.double()
+        self.n_parameters_ = count_parameters(self.wrapped_.backbone_, self._head)
+        self.n_passes_ = 1
+
+    def _scaled(self, values):
+        return torch.from_numpy(self._scaler.transform(np.asarray(values)))
+
+    def _train(self, features, training, held_features, held_out, seed):
+        weight = (training.weight / training.weight.mean()).float()
+
+        def batch_loss(rows, epoch, generator):
+            losses = self._head.losses(
+                features[rows], training.y[rows], self.kl_weight, generator=generator
+            )
+            return {"loss": (losses * weight[rows]).mean()}
+
+        def validate(epoch):
+            proba = torch.softmax(self._head(held_features, self._noise), 2).mean(1)
+            losses = F.nll_loss(proba.log(), held_out.y, reduction="none")
+            return (losses * held_out.weight).sum() / held_out.weight.sum()
+
+        def epoch_batches(epoch, rng):
+            n_batches = -(-len(training) // self.batch_size)
+            return np.array_split(rng.permutation(len(training)), n_batches)
+
+        return train_module(
+            self._head,
+            batch_loss,
+            epoch_batches,
+            validate=validate,
+            max_epochs=self.max_epochs,
+            lr=self.lr,
+            seed=seed,
+            verbose=self.verbose,
+        )
+
+    def _sample_logits(self, X):
+        def head(features):
+            return self._head(self._scaled(features), self._noise.double())
+
+        return features_of(self, self.wrapped_.encode(X), head)
+
+
+class VariationalHead(torch.nn.Module):
+    """Linear maps from features to a Gaussian latent, and from its samples to logits.
+
+    Shape:
+        - Features: (n, n_features). Noise: (K, n_latent), the same for every row.
+        - Output: (n, K, n_classes).
+    """
+
+    def __init__(self, n_features, n_latent, n_classes):
+        super().__init__()
+        self.mean = torch.nn.Linear(n_features, n_latent)
+        self.log_variance = torch.nn.Linear(n_features, n_latent)
+        self.readout = torch.nn.Linear(n_latent, n_classes)
+        torch.nn.init.zeros_(self.log_variance.weight)
+        torch.nn.init.constant_(self.log_variance.bias, -2.0)
+
+    def forward(self, features, noise):
+        mean, deviation = self.mean(features), torch.exp(0.5 * self.log_variance(features))
+        return self.readout(mean[:, None] + deviation[:, None] * noise)
+
+    def losses(self, features, target, kl_weight, *, generator=None):
+        """Return minus the evidence lower bound of each row, by one sample of the latent."""
+        mean, log_variance = self.mean(features), self.log_variance(features)
+        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+        logits = self.readout(mean + torch.exp(0.5 * log_variance) * noise)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(1)
+        return F.cross_entropy(logits, target, reduction="none") + kl_weight * divergence
