@@ -9,13 +9,15 @@ uncertain each of its steps is, and averages the predictions over it. The files 
          |   h_0, h_1 = f_1(h_0), ..., h_L
     2. _path.py         every step becomes a Gaussian N(F_s(h), Sigma_s(h));
        _covariance.py   Sigma_s grows with the distance from the training states
+       _attention.py    or with that which the frozen attention sees
          |
     3. _transition.py   one small network stands in for all the steps
          |
     4. _training.py     it is trained to follow the path on its own states
          |
-    5. _propagation.py  the Gaussians are pushed to the readout (samples or moments);
-       _calibration.py  held-out rows set the noise scales and one temperature
+    5. _propagation.py  the Gaussians are pushed to the readout: paths,
+       _moments.py      or their first-order law;
+       _calibration.py  held-out rows, and perturbed copies, set noise and temperature
          |
     6. _classifier.py   DiffusionCalibratedClassifier: fit, predict_proba, predict_uncertainty
 

@@ -218,7 +218,7 @@ def test_variants_of_the_prediction_share_a_fit():
     made = diffusions({"a": {}, "b": {"inference": "mean"}, "c": {"rank": 4}}, max_epochs=1)
     assert made["a"].fit is made["b"].fit
     assert made["c"].fit is not made["a"].fit
-    assert made["a"].then == {"inference": "sampling"}
+    assert made["a"].then == {"inference": "moments"}
     assert made["b"].then == {"inference": "mean"}
 
 

@@ -34,15 +34,12 @@ def parameters(classifier, frozen):
 
 
 def passes(classifier):
-    """Return the number of passes, forward or backward, through the method's own network."""
+    """Return the number of passes through the method's own network."""
     if not _is_diffusion(classifier):
         return getattr(classifier, "n_passes_", 1)
     scales = classifier.noise_scale_
-    if not (scales.shared or scales.token) or classifier.inference == "mean":
-        return 1
-    if classifier.inference == "sampling":
-        return classifier.n_samples
-    return 1 + min(10, len(classifier.classes_))  # one backward pass for each followed logit
+    sampled = classifier.inference == "sampling" and (scales.shared or scales.token)
+    return classifier.n_samples if sampled else 1
 
 
 def prediction_seconds(classifier, frozen, X):
