@@ -290,7 +290,8 @@ def calibrate(path, backbone, held_out, *, noise=None, distance=True, seed=0, de
     perturbed = None
     if distance:
         some = part.take(np.arange(min(len(part), MAX_PERTURBED_ROWS)))
-        copies = linearise_all(path, backbone, some.inputs, device, Perturbation(seed))
+        perturb = Perturbation(torch.Generator().manual_seed(seed))
+        copies = linearise_all(path, backbone, some.inputs, device, perturb)
         perturbed = copies, some.y
     moments = fit_noise(
         linearised, part.y, part.weight, perturbed=perturbed, distance=distance, seed=seed

@@ -1,13 +1,13 @@
 """Stages 2 to 5 in order: estimate the path, fit its transition, calibrate it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from sklearn_diffuq._attention import attention_covariance
 from sklearn_diffuq._calibration import calibrate
-from sklearn_diffuq._covariance import fit_covariance, principal_factors
+from sklearn_diffuq._covariance import describe, fit_covariance, principal_factors
 from sklearn_diffuq._path import BlockwiseMean, GaussianPath, steps_of, time_grid
 from sklearn_diffuq._propagation import PathNoise, real_rows
 from sklearn_diffuq._statistics import RunningMoments, collect_statistics, token_mean
@@ -103,6 +103,11 @@ def fit_path(
             seed=seed,
             **options,
         )
+        if covariance != "attention":
+            own = _own_states(backbone, mean, grids.values(), some)
+            noise_model = fit_covariance(
+                replace(statistics, states=own), noise_rank, torch.Generator().manual_seed(seed)
+            ).to(device)
         noise_model = noise_model.replace(token_variances=mean.variances())
         if covariance == "residual":
             noise_model = _residual_covariance(backbone, mean, noise_model, some, noise_rank)
@@ -127,6 +132,25 @@ def _frozen_covariance(backbone, some, statistics, covariance, noise_rank, seed,
     else:
         fitted = fit_covariance(statistics, noise_rank, generator)
     return fitted.to(device)
+
+
+@torch.no_grad()
+def _own_states(backbone, transition, grids, some):
+    """Return the described states of training rows that the transition itself arrives at.
+
+    A dict from block to Tensor (n, 3d). Where several grids meet a block, the first one counts.
+    """
+    states = {}
+    for grid in grids:
+        on_grid, found = transition.on(grid), {block: [] for block in grid}
+        for batch in real_rows(some.inputs, backbone_device(backbone)):
+            h, context = backbone.embed(batch)
+            found[0].append(describe(h, context.mask))
+            for step in range(on_grid.n_steps):
+                h = on_grid(h, step, context)
+                found[grid[step + 1]].append(describe(h, context.mask))
+        states = {block: torch.cat(parts) for block, parts in found.items()} | states
+    return states
 
 
 @torch.no_grad()

@@ -3,7 +3,8 @@
 Three stages share the epochs. A: teacher forcing, every step from the frozen path's own state, with
 input noise. B: the student's states, rolled out without gradient, with the frozen blocks asked for
 their targets there. C: whole paths with their noise, followed with gradient, where the path loss
-is joined by distillation and by the label loss of the averaged probabilities.
+is joined by distillation and by the label loss of the averaged probabilities. Some rows of C start
+from a perturbed embedding and are drawn back to the path of the unperturbed one.
 """
 
 import math
@@ -13,9 +14,11 @@ import torch
 from torch import nn
 
 from sklearn_diffuq._path import BlockwiseMean, GaussianPath, gaussian_kl
+from sklearn_diffuq._perturbation import Perturbation
 from sklearn_diffuq._propagation import tile_batch
 
 STAGES = (0.25, 0.35)  # shares of the epochs at which stage A and stage B end
+PERTURBED_SHARE = 0.25  # of the rows in stage C
 INPUT_NOISE = 0.1  # standard deviation in stage A, in units of the increments'
 VARIANCE_FLOOR = 0.05  # smallest variance of the path's law, in units of the increments'
 
@@ -156,7 +159,7 @@ class PathObjective:
         scales = route.covariance.scales
         # An antithetic pair of paths; without noise both would be the mean.
         k = 2 if scales.shared > 0 or scales.token > 0 else 1
-        h = states[0].repeat(k, 1, 1)
+        h = self._some_perturbed(states[0], context.mask, generator).repeat(k, 1, 1)
         tiled = context if k == 1 else self.backbone.embed(tile_batch(batch, k))[1]
         means = []
         for step in range(path.n_steps):
@@ -183,6 +186,12 @@ class PathObjective:
         )
         parts = {"path": path_loss, "distillation": distillation, "label": label}
         return {"loss": loss} | {name: value.detach() for name, value in parts.items()}
+
+    @staticmethod
+    def _some_perturbed(h, mask, generator):
+        perturbed = Perturbation(generator)(h, mask)
+        drawn = torch.rand(len(h), generator=generator, device=generator.device)
+        return torch.where((drawn < PERTURBED_SHARE).to(h.device)[:, None, None], perturbed, h)
 
     @staticmethod
     def _antithetic(shape, k, device, generator):

@@ -20,37 +20,42 @@ class Perturbation:
 
     Parameters
     ----------
-    seed : int
+    generator : torch.Generator
+        Its device is where the work is done.
     """
 
-    def __init__(self, seed):
-        self.generator = torch.Generator().manual_seed(seed)
+    def __init__(self, generator):
+        self.generator = generator
 
     def __call__(self, h, mask=None):
         """Return perturbed copies of the embeddings `h` (n, t, d); padding is left alone."""
-        real = torch.ones(h.shape[:2], dtype=torch.bool) if mask is None else mask.cpu()
-        tokens = h.cpu()[real]
+        device = self.generator.device
+        h0 = h.to(device)
+        real = torch.ones(h.shape[:2], dtype=torch.bool, device=device)
+        real = real if mask is None else mask.to(device)
+        tokens = h0[real]
         mean, std = tokens.mean(0), tokens.std(0, correction=0)
         n = len(h)
         kind = self._kinds(n)
-        at = torch.rand(n, generator=self.generator)
-        low, high = torch.tensor(list(KINDS.values())).T
+        low, high = torch.tensor(list(KINDS.values()), device=device).T
+        at = torch.rand(n, generator=self.generator, device=device)
         strength = (low[kind] + at * (high - low)[kind])[:, None, None]
-        h0 = h.cpu()
-        noisy = h0 + strength * std * torch.randn(h.shape, generator=self.generator)
-        dropped = torch.rand(h.shape[:2], generator=self.generator)[..., None] < strength
+        normal = torch.randn(h.shape, generator=self.generator, device=device)
+        uniform = torch.rand(h.shape[:2], generator=self.generator, device=device)
+        dropped = uniform[..., None] < strength
         dropped[:, 0] = False
-        other = h0[torch.randperm(n, generator=self.generator)]
+        other = h0[torch.randperm(n, generator=self.generator, device=device)]
         made = torch.stack(
             [
-                noisy,
+                h0 + strength * std * normal,
                 torch.where(dropped, mean, h0),
                 (1 - strength) * h0 + strength * other,
                 mean + strength * (h0 - mean),
             ]
         )
-        changed = made[kind, torch.arange(n)]
+        changed = made[kind, torch.arange(n, device=device)]
         return torch.where(real[..., None], changed, h0).to(h)
 
     def _kinds(self, n):
-        return torch.randint(len(KINDS), (n,), generator=self.generator)
+        device = self.generator.device
+        return torch.randint(len(KINDS), (n,), generator=self.generator, device=device)

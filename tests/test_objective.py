@@ -5,9 +5,15 @@ import pytest
 import torch
 from tiny_backbones import ALL
 
+import sklearn_diffuq._objective as _objective_module
 from sklearn_diffuq._covariance import NoiseScales, fit_covariance
 from sklearn_diffuq._inputs import EncodedInputs, LabelledInputs
-from sklearn_diffuq._objective import VARIANCE_FLOOR, PathObjective, rolled_out_r2
+from sklearn_diffuq._objective import (
+    PERTURBED_SHARE,
+    VARIANCE_FLOOR,
+    PathObjective,
+    rolled_out_r2,
+)
 from sklearn_diffuq._path import BlockwiseMean, steps_of, time_grid
 from sklearn_diffuq._statistics import collect_statistics
 from sklearn_diffuq._transition import unified_transition
@@ -49,6 +55,12 @@ def _call(objective, epoch, rows=(0, 1, 2, 3)):
         return objective(np.array(rows), epoch, torch.Generator().manual_seed(0))
 
 
+@pytest.fixture
+def no_perturbation(monkeypatch):
+    monkeypatch.setattr(_objective_module, "PERTURBED_SHARE", 0.0)
+
+
+@pytest.mark.usefixtures("no_perturbation")
 @pytest.mark.parametrize("name", ALL)
 def test_an_exact_transition_has_no_path_loss_but_its_own_variance(name):
     objective = _objective(name, rank=None)
@@ -61,6 +73,18 @@ def test_an_exact_transition_has_no_path_loss_but_its_own_variance(name):
     assert float(losses["path"]) == pytest.approx(expected, rel=1e-3)
 
 
+def test_a_share_of_the_rows_starts_perturbed_and_is_drawn_to_the_unperturbed_path():
+    objective = _objective("vit", rank=None)
+    h = torch.randn(400, 3, 16, generator=torch.Generator().manual_seed(0))
+    started = objective._some_perturbed(h, None, torch.Generator().manual_seed(0))
+    changed = (started - h).abs().amax((1, 2)) > 0
+    assert float(changed.double().mean()) == pytest.approx(PERTURBED_SHARE, abs=0.06)
+    quiet = float(_call(_objective("vit", rank=None), 3)["path"])
+    losses = [float(_call(objective, 9, rows=[i])["path"]) for i in range(6)]
+    assert all(loss >= quiet - 1e-5 for loss in losses)  # an exact transition errs on these alone
+
+
+@pytest.mark.usefixtures("no_perturbation")
 def test_rolled_out_losses_are_those_of_the_averaged_probabilities():
     objective = _objective(rank=None)
     rows = np.arange(4)
@@ -92,6 +116,7 @@ def test_noise_reaches_the_rolled_out_loss():
     assert abs(noisy - quiet) > 1e-4
 
 
+@pytest.mark.usefixtures("no_perturbation")
 @pytest.mark.parametrize("epoch", [3, 9])
 def test_a_weight_counts_as_repetition(epoch):
     weighted = _call(_objective(sample_weight=[3.0, 1, 2, 2, 2, 2]), epoch, rows=(0, 1))
@@ -99,6 +124,7 @@ def test_a_weight_counts_as_repetition(epoch):
     assert float(weighted["path"]) == pytest.approx(float(repeated["path"]), rel=1e-4)
 
 
+@pytest.mark.usefixtures("no_perturbation")
 @pytest.mark.parametrize("epoch", [3, 9])
 def test_a_batch_of_light_rows_counts_less(epoch):
     light = _call(_objective(sample_weight=[0.5, 0.5, 1.25, 1.25, 1.25, 1.25]), epoch, rows=(0, 1))

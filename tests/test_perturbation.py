@@ -6,6 +6,10 @@ import torch
 from sklearn_diffuq._perturbation import KINDS, Perturbation
 
 
+def _perturbation(seed):
+    return Perturbation(torch.Generator().manual_seed(seed))
+
+
 def _embeddings(n=400):
     return torch.randn(n, 6, 5, generator=torch.Generator().manual_seed(0)) + 1
 
@@ -15,7 +19,7 @@ def test_strength_lies_between_its_bounds(kind, monkeypatch):
     index = list(KINDS).index(kind)
     monkeypatch.setattr(Perturbation, "_kinds", lambda self, n: torch.full((n,), index))
     h = _embeddings()
-    change = Perturbation(0)(h) - h
+    change = _perturbation(0)(h) - h
     low, high = sorted(KINDS[kind])
     if kind == "noise":
         found = change.flatten(1).std(1)
@@ -39,7 +43,7 @@ def test_padding_stays_and_does_not_count():
     mask[:, 4:] = False
     other = h.clone()
     other[:, 4:] = 1e6
-    changed, also = Perturbation(3)(h, mask), Perturbation(3)(other, mask)
+    changed, also = _perturbation(3)(h, mask), _perturbation(3)(other, mask)
     assert torch.equal(changed[:, 4:], h[:, 4:])
     assert not torch.equal(changed[:, :4], h[:, :4])
     kept = (also[:, :4] - changed[:, :4]).abs().amax((1, 2)) < 1e-3
@@ -48,5 +52,5 @@ def test_padding_stays_and_does_not_count():
 
 def test_the_same_seed_perturbs_alike():
     h = _embeddings(20)
-    assert torch.equal(Perturbation(1)(h), Perturbation(1)(h))
-    assert not torch.equal(Perturbation(1)(h), Perturbation(2)(h))
+    assert torch.equal(_perturbation(1)(h), _perturbation(1)(h))
+    assert not torch.equal(_perturbation(1)(h), _perturbation(2)(h))
