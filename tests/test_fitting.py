@@ -9,6 +9,7 @@ import torch
 from tiny_backbones import ALL
 
 from sklearn_diffuq import _fitting, _transition_fitting
+from sklearn_diffuq._covariance import describe
 from sklearn_diffuq._fitting import fit_path
 from sklearn_diffuq._inputs import Dense, EncodedInputs, LabelledInputs, Ragged
 from sklearn_diffuq._path import BlockwiseMean, GaussianPath, steps_of, time_grid
@@ -272,3 +273,17 @@ def test_residual_directions_are_those_of_the_errors(vit):
                 factor = path.covariance.factor(step).double()
                 torch.testing.assert_close(factor @ factor.T, expected, rtol=1e-3, atol=1e-6)
                 h = after
+
+
+def test_distances_are_to_the_states_that_the_transition_arrives_at(vit):
+    training = _labelled(vit, 30)
+    with vit.frozen(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted = _fit(vit, training, _labelled(vit, 40, seed=1), step_counts=(2,))
+        processes, mean = fitted.path.covariance.processes, fitted.path.mean
+        with torch.no_grad():
+            h, context = vit.embed(training.inputs.batch(np.arange(30)))
+            for step, block in ((0, "2"), (1, "4")):
+                h = mean(h, step, context)
+                apart = torch.cdist(processes[block].states, describe(h).double())
+                assert float(apart.min(1).values.max()) < 1e-5
