@@ -320,7 +320,7 @@ class DiffusionCalibratedClassifier(
             X, y, sample_weight = safe_indexing(X, train), y[train], sample_weight[train]
         else:
             calibration = check_rows(X_calibration, y_calibration, None)
-        wrapped = fit_wrapped(self, X, y, sample_weight, seed)
+        wrapped = fit_wrapped(self, X, y, sample_weight, seed, self.memory)
         training = label(wrapped, X, y, sample_weight)
         held_out = label(wrapped, *calibration)
         teacher = wrapped.backbone_

@@ -7,6 +7,7 @@ are stored, and the weights where fine-tuning has changed them.
 import copy
 import hashlib
 from dataclasses import asdict
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -28,8 +29,8 @@ def plain(value):
         value = value.item()
     if isinstance(value, torch.device):
         value = str(value)
-    if isinstance(value, (tuple, list)):
-        return [plain(v) for v in value]
+    if isinstance(value, (tuple, list)) and value and all(isinstance(v, Integral) for v in value):
+        return [int(v) for v in value]
     return value if isinstance(value, (str, bool, int, float)) else None
 
 

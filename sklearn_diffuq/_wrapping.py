@@ -107,7 +107,7 @@ def stratified_split(y, fraction, seed):
     return np.setdiff1d(np.arange(len(y)), held), held
 
 
-def fit_wrapped(owner, X, y, sample_weight, seed):
+def fit_wrapped(owner, X, y, sample_weight, seed, memory=None):
     """Return the fitted wrapped classifier of an estimator with a parameter `estimator`.
 
     An unfitted scikit-learn estimator is cloned and trained; a torch model is taken as
@@ -128,7 +128,7 @@ def fit_wrapped(owner, X, y, sample_weight, seed):
         if "random_state" in wrapped.get_params() and wrapped.random_state is None:
             wrapped.set_params(random_state=seed)
         if hasattr(wrapped, "encode"):
-            wrapped = check_memory(owner.memory).cache(_fit)(wrapped, X, y, sample_weight)
+            wrapped = check_memory(memory).cache(_fit)(wrapped, X, y, sample_weight)
     if not hasattr(wrapped, "encode"):
         name = type(owner).__name__
         raise TypeError(

@@ -155,7 +155,7 @@ def test_calibration_beats_the_raw_model_on_held_out_rows(wrapped, table):
 
 @pytest.fixture(scope="module")
 def noisy(wrapped, table):
-    clf = _fit(wrapped, table, transition="blockwise", n_samples=8)
+    clf = _fit(wrapped, table, transition="blockwise", inference="sampling", n_samples=8)
     _set_noise(clf, NoiseScales(0.5, 0.2, 0.3))
     return clf
 
@@ -380,7 +380,7 @@ def test_iris_out_of_the_box():
 
 
 def test_one_fit_serves_every_number_of_steps_it_was_asked_for(wrapped, table):
-    X, y = table
+    X, y, _, _ = table
     clf = _fit(wrapped, table, transition="blockwise", n_steps=(3, 1))
     assert clf.n_steps_ == 3
     before = clf.predict_proba(X)
@@ -410,7 +410,7 @@ def test_blockwise_paths_have_no_residual(wrapped, table):
 
 
 def test_memory_trains_the_wrapped_estimator_once(table, tmp_path, monkeypatch):
-    X, y = table
+    X, y, _, _ = table
     fits = []
     fit = FTTransformerClassifier.fit
 
@@ -433,7 +433,7 @@ def test_memory_trains_the_wrapped_estimator_once(table, tmp_path, monkeypatch):
 
 
 def test_with_the_mean_path_a_temperature_is_all_that_is_done(wrapped, table):
-    X, _ = table
+    X = table[2]
     clf = _fit(wrapped, table, transition="blockwise", inference="mean")
     logits = np.log(wrapped.predict_proba(X)) / clf.temperature_
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)

@@ -138,7 +138,7 @@ def table():
 
 
 def _fit(estimator, X, y, **parameters):
-    owner = SimpleNamespace(estimator=estimator, preprocessor=None, device="cpu", memory=None)
+    owner = SimpleNamespace(estimator=estimator, preprocessor=None, device="cpu")
     vars(owner).update(parameters)
     return fit_wrapped(owner, X, y, np.ones(len(y)), seed=3)
 
