@@ -4,6 +4,7 @@ The attention that takes its place is a `GaussianAttention` between the projecti
 layer of the old one; everything else of the block is kept.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -64,7 +65,7 @@ def split_heads(x, n_heads):
     return x.unflatten(2, (n_heads, -1)).transpose(1, 2)
 
 
-class GaussianAttention(torch.nn.Module):
+class GaussianAttention(torch.nn.Module, ABC):
     """Self-attention whose output is a draw from a Gaussian process posterior.
 
     In training, every row has its own fresh draw. In evaluation, all rows share the draw number
@@ -101,9 +102,9 @@ class GaussianAttention(torch.nn.Module):
         self.divergence = divergence if self.training else None
         return output.transpose(1, 2).flatten(2)
 
+    @abstractmethod
     def attend(self, x, mask):
         """Return the draw (n, n_heads, t, width of a head) and the divergence."""
-        raise NotImplementedError
 
 
 # Hosts: the calling conventions of the models -------------------------------------------------
