@@ -59,7 +59,9 @@ class AttentionClassifier(SamplingClassifier):
             scores=scores,
         )
         self.n_parameters_ = count_parameters(self._backbone)
-        self.n_passes_ = self.n_samples
+        # The blocks below the replaced ones are the same in all samples.
+        share = len(self._attentions) / self._backbone.n_blocks
+        self.n_passes_ = 1 + (self.n_samples - 1) * share
 
     def _penalty(self, n):
         """Return what is added to the mean loss of `n` training rows."""
@@ -68,11 +70,18 @@ class AttentionClassifier(SamplingClassifier):
 
     def _samples(self, batch):
         """Return the logits of all samples, (n, K, n_classes)."""
+        first = self._backbone.n_blocks - len(self._attentions)
+        start, context = self._backbone.embed(batch)
+        for k in range(first):
+            start = self._backbone.block(k, start, context)
         samples = []
-        for k in range(self.n_samples):
+        for sample in range(self.n_samples):
             for attention in self._attentions:
-                attention.sample = k
-            samples.append(self._backbone.logits(batch))
+                attention.sample = sample
+            h = start
+            for k in range(first, self._backbone.n_blocks):
+                h = self._backbone.block(k, h, context)
+            samples.append(self._backbone.readout(h, context))
         return torch.stack(samples, 1)
 
     def _sample_logits(self, X):

@@ -1,10 +1,14 @@
 """Replacing attention: with the old attention in the new place, nothing changes."""
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from sklearn.datasets import load_iris
 from tiny_backbones import ALL, text, vit
+from tiny_baselines import make
 
+from sklearn_diffuq import FTTransformerClassifier
 from sklearn_diffuq.backbones import Backbone, FTTransformer
 from sklearn_diffuq.baselines._attention import GaussianAttention, replace_attention, split_heads
 
@@ -91,3 +95,20 @@ def test_attention_of_an_unknown_kind_is_refused():
     backbone, batch = ALL["gpt2"]()
     with pytest.raises(ValueError, match="No self-attention of a known kind was found in GPT2Bl"):
         replace_attention(backbone, 1, batch, lambda p, k: Softmax(p))
+
+
+@pytest.mark.parametrize("name", ["SGPAClassifier", "KEPSVGPClassifier"])
+def test_samples_are_those_of_whole_passes(name):
+    """The blocks below the replaced ones are computed once for all samples."""
+    X, y = load_iris(return_X_y=True)
+    model = FTTransformerClassifier(n_blocks=3, width=8, max_epochs=1, device="cpu")
+    clf = make(name, model, n_layers=2, n_samples=3, max_epochs=1).fit(X, y)
+    assert clf.n_passes_ == pytest.approx(1 + 2 * 2 / 3)
+    samples, batch = clf.sample_proba(X[:9]), clf.wrapped_.encode(X[:9]).batch(range(9))
+    for k in range(3):
+        for attention in clf._attentions:
+            attention.sample = k
+        with clf._backbone.frozen(), torch.no_grad():
+            expected = clf._backbone.logits(batch).softmax(1)
+        np.testing.assert_allclose(samples[k], expected, atol=1e-5)
+    assert abs(samples[0] - samples[1]).max() > 1e-4
