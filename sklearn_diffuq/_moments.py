@@ -19,9 +19,13 @@ N_NEIGHBOURS = 16  # held-out rows whose covariances a new row takes the mean of
 
 
 def moment_draws(n_logits, seed):
-    """Return the standard normal draws that turn logit moments into probabilities, (K, k)."""
-    points = qmc.Sobol(min(MAX_LINEARISED, n_logits), rng=seed).random(N_MOMENT_DRAWS)
-    return torch.as_tensor(norm.ppf(points.clip(1e-9, 1 - 1e-9)))
+    """Return the standard normal draws that turn logit moments into probabilities, (K, k).
+
+    They come in pairs, z and -z: with two classes the mean's class stays the more probable one.
+    """
+    points = qmc.Sobol(min(MAX_LINEARISED, n_logits), rng=seed).random(N_MOMENT_DRAWS // 2)
+    half = torch.as_tensor(norm.ppf(points.clip(1e-9, 1 - 1e-9)))
+    return torch.cat([half, -half])
 
 
 def draw_logits(logits, top, covariance, z):

@@ -8,6 +8,7 @@ from sklearn_diffuq._moments import moment_draws
 from sklearn_diffuq._propagation import (
     PathNoise,
     chunks,
+    mean_distance,
     path_distances,
     path_probabilities,
     propagate,
@@ -62,11 +63,11 @@ def path_predictions(path, backbone, inputs, calibration, reduce, *, inference, 
 
 
 def familiarity(path, backbone, inputs):
-    """Return minus the mean standardised distance of each row's states to the data, (n,)."""
+    """Return minus the `mean_distance` of each row's states to the training data, (n,)."""
     device = backbone_device(backbone)
     scores = np.empty(len(inputs))
     with backbone.frozen():
         for rows, batch in chunks(inputs, device):
             distances = path_distances(path.to(device), backbone, batch)
-            scores[rows] = -distances.mean(1)[: len(rows)].cpu().numpy()
+            scores[rows] = -mean_distance(distances)[: len(rows)].cpu().numpy()
     return scores

@@ -20,7 +20,58 @@ def step_counts(n_steps, n_blocks):
     return tuple(dict.fromkeys(int(n) for n in counts))
 
 
-class PredictionMixin:
+class FromProbabilities:
+    """What a classifier answers beside `predict_proba`."""
+
+    def predict_log_proba(self, X):
+        """Return the logarithm of `predict_proba`.
+
+        Parameters
+        ----------
+        X : as in `fit`, of length n
+            Rows to predict.
+
+        Returns
+        -------
+        log_proba : ndarray of shape (n, n_classes)
+            Finite: a probability of zero counts as the smallest normal number.
+        """
+        return np.log(np.clip(self.predict_proba(X), np.finfo(np.float64).tiny, None))
+
+    def decision_function(self, X):
+        """Return calibrated logits.
+
+        Parameters
+        ----------
+        X : as in `fit`, of length n
+            Rows to predict.
+
+        Returns
+        -------
+        scores : ndarray of shape (n,) for two classes, else (n, n_classes)
+            Log-odds of the second class, or logarithms of the probabilities.
+        """
+        log_proba = np.log(np.clip(self.predict_proba(X), 1e-15, None))
+        return log_proba[:, 1] - log_proba[:, 0] if log_proba.shape[1] == 2 else log_proba
+
+    def predict(self, X):
+        """Return the most probable class of each row.
+
+        Parameters
+        ----------
+        X : as in `fit`, of length n
+            Rows to predict.
+
+        Returns
+        -------
+        y : ndarray of shape (n,)
+            Entries of `classes_`.
+        """
+        check_is_fitted(self)
+        return self.classes_[self.predict_proba(X).argmax(1)]
+
+
+class PredictionMixin(FromProbabilities):
     """Predictions, uncertainty, and what they rest on at present."""
 
     @property
@@ -87,53 +138,6 @@ class PredictionMixin:
         (proba,) = self._predictive(X, lambda proba, variance: [proba.mean(0)])
         return proba
 
-    def predict_log_proba(self, X):
-        """Return the logarithm of `predict_proba`.
-
-        Parameters
-        ----------
-        X : as in `fit`, of length n
-            Rows to predict.
-
-        Returns
-        -------
-        log_proba : ndarray of shape (n, n_classes)
-            Finite: a probability of zero counts as the smallest normal number.
-        """
-        return np.log(np.clip(self.predict_proba(X), np.finfo(np.float64).tiny, None))
-
-    def decision_function(self, X):
-        """Return calibrated logits.
-
-        Parameters
-        ----------
-        X : as in `fit`, of length n
-            Rows to predict.
-
-        Returns
-        -------
-        scores : ndarray of shape (n,) for two classes, else (n, n_classes)
-            Log-odds of the second class, or logarithms of the probabilities.
-        """
-        log_proba = np.log(np.clip(self.predict_proba(X), 1e-15, None))
-        return log_proba[:, 1] - log_proba[:, 0] if log_proba.shape[1] == 2 else log_proba
-
-    def predict(self, X):
-        """Return the most probable class of each row.
-
-        Parameters
-        ----------
-        X : as in `fit`, of length n
-            Rows to predict.
-
-        Returns
-        -------
-        y : ndarray of shape (n,)
-            Entries of `classes_`.
-        """
-        check_is_fitted(self)
-        return self.classes_[self.predict_proba(X).argmax(1)]
-
     def sample_proba(self, X, n_samples=None):
         """Return the class probabilities of single paths.
 
@@ -189,7 +193,7 @@ class PredictionMixin:
         """Return how much each row is like the training data; larger is more alike.
 
         Minus the standardised posterior variance of the Gaussian processes on the states, averaged
-        over the states of the mean path, the embedding among them.
+        over the states that the mean path arrives at: the distance that the temperature grows with.
 
         Parameters
         ----------

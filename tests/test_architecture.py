@@ -49,8 +49,8 @@ WRAPPED = {
 }
 # Where the two meet, in order.
 MEETING = [
-    {"_wrapping", "_saved_model"},
-    {"_persistence", "_predictor", "baselines"},
+    {"_wrapping", "_saved_model", "_predictor"},
+    {"_persistence", "baselines"},
     {"_classifier"},
     {"_step_curve"},
 ]

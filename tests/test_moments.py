@@ -40,6 +40,13 @@ def test_moments_equal_one_dimensional_quadrature():
     np.testing.assert_allclose(found, expected, atol=0.01)
 
 
+def test_near_ties_of_two_classes_do_not_flip():
+    margin = torch.tensor([-1e-6, 1e-6]).repeat(20)
+    logits = _linearised(margin, 9.0).sample(1.0, 0.0, 0.0, moment_draws(2, 0))
+    found = torch.softmax(logits, -1).mean(0).argmax(1)
+    np.testing.assert_array_equal(found, margin > 0)
+
+
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("scales", [NoiseScales(1e-3, 0, 0.5), NoiseScales(0, 1e-3, 0.0)])
 def test_linearised_covariance_equals_that_of_paths_with_little_noise(name, scales):

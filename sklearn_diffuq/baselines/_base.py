@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from numbers import Integral, Real
 
-import numpy as np
 import torch
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
@@ -11,6 +10,7 @@ from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_diffuq._predictor import FromProbabilities
 from sklearn_diffuq._transformers import FTTransformerClassifier
 from sklearn_diffuq._wrapping import (
     check_rows,
@@ -35,7 +35,7 @@ TRAINING = {
 }
 
 
-class BaselineClassifier(ClassifierMixin, BaseEstimator, ABC):
+class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC):
     """Fit and predict around a wrapped model that stays as it is.
 
     A subclass writes `_fit` and `_proba`. One with a parameter `validation_fraction` gets held-out
@@ -120,38 +120,6 @@ class BaselineClassifier(ClassifierMixin, BaseEstimator, ABC):
         check_is_fitted(self)
         proba = self._proba(X)
         return proba / proba.sum(1, keepdims=True)
-
-    def decision_function(self, X):
-        """Return the logarithms of the probabilities, as logits for further calibration.
-
-        Parameters
-        ----------
-        X : as in `fit`, of length n
-            Rows to predict.
-
-        Returns
-        -------
-        scores : ndarray of shape (n,) for two classes, else (n, n_classes)
-            Log-odds of the second class, or logarithms of the probabilities.
-        """
-        log_proba = np.log(np.clip(self.predict_proba(X), 1e-15, None))
-        return log_proba[:, 1] - log_proba[:, 0] if log_proba.shape[1] == 2 else log_proba
-
-    def predict(self, X):
-        """Return the most probable class of each row.
-
-        Parameters
-        ----------
-        X : as in `fit`, of length n
-            Rows to predict.
-
-        Returns
-        -------
-        y : ndarray of shape (n,)
-            Entries of `classes_`.
-        """
-        check_is_fitted(self)
-        return self.classes_[self.predict_proba(X).argmax(1)]
 
     def __sklearn_tags__(self):
         """Take what the wrapped model takes."""
