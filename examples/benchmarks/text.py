@@ -3,11 +3,12 @@
     python examples/benchmarks/text.py --quick
     python examples/benchmarks/text.py
 
-All methods get the same 1,500 calibration texts and are judged on the 3,105 test texts, on reviews
-of products, and on test texts with typos or without some of their words. Each review was rated by
-about twenty people; "raters kl" is the divergence of the predicted probabilities from the shares of
-the raters who found it positive or negative, a rating of 0 counting one half for each. Seeds change
-the training of the methods and the draws of the corruptions; the model and the split are the same.
+All methods get the same 1,500 calibration texts and are judged on the 3,105 test texts, on 3,000
+reviews of products, and on 300 test texts with typos or without some of their words. Each review was
+rated by about twenty people; "raters kl" is the divergence of the predicted probabilities from the
+shares of the raters who found it positive or negative, a rating of 0 counting one half for each.
+Seeds change the training of the methods and the draws of the corruptions; the model and the split
+are the same.
 
 The data are read from the folder that ``SKLEARN_DIFFUQ_DATA`` names (see
 `sklearn_diffuq.datasets.fetch_movie_reviews`); the model lies in ``../models/minilm-movie-reviews``
@@ -27,8 +28,8 @@ from sklearn_diffuq import TransformerClassifier
 from sklearn_diffuq.datasets import corrupt_texts, fetch_amazon_reviews, fetch_movie_reviews
 
 CORRUPTIONS = ("typos", "drop_words")
-FULL = {"train": 6_000, "calibration": 1_500, "test": 3_105, "shift": 1_500}
-QUICK = {"train": 300, "calibration": 100, "test": 120, "shift": 12}
+FULL = {"train": 6_000, "calibration": 1_500, "test": 3_105, "products": 3_000, "shift": 300}
+QUICK = {"train": 300, "calibration": 100, "test": 120, "products": 24, "shift": 12}
 QUICK_UNIFIED = {"rank": 32}  # the automatic choice of a rank tries several
 QUICK_TRAINING = {"max_epochs": 1}
 
@@ -55,7 +56,7 @@ def load(seed, n_rows):
         for rows in (movies[name][: n_rows[name]] for name in ("train", "calibration"))
     )
     # Sentences of one product follow each other: take them from all over the file.
-    products = np.random.default_rng(0).permutation(len(amazon.text))[: 2 * n_rows["shift"]]
+    products = np.random.default_rng(0).permutation(len(amazon.text))[: n_rows["products"]]
     parts = [rated("test", movies, movies.test[: n_rows["test"]])]
     parts.append(rated("product reviews", amazon, products))
     shifted = movies.test[: n_rows["shift"]]
