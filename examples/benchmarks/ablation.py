@@ -1,24 +1,30 @@
-"""Which part of the method does what? Its controls on Fashion-MNIST.
+"""Which part of the method does what? Its controls, on images or on tables.
 
     python examples/benchmarks/ablation.py --quick
     python examples/benchmarks/ablation.py
+    python examples/benchmarks/ablation.py --data tables
 
 Each variant is `DiffusionCalibratedClassifier` with the options below; to try another, add a line.
-A line whose options change needs a new name, since finished results are kept by name. Data and
-model are those of ``vision.py``, with the corruptions at severities 1, 3 and 5.
+A line whose options change needs a new name, since finished results are kept by name.
+
+The images are those of ``vision.py``, with fewer of them, shorter training and corruptions at
+severities 1, 3 and 5; they support no noise, so that the controls of the noise are told apart by
+the tables, four of those of ``tables.py``.
 """
 
 import sys
 from functools import partial
 
+import tables
+import vision
 from harness import benchmark, parse
 from methods import Method, backbone, diffusions, trained_longer
-from vision import FULL, QUICK, QUICK_TRAINING, UNIFIED, load
 
-VARIANTS = {
+TRAINED = {
     "default": {},
     "sigma = 0": {"inference": "mean"},
     "8 paths": {"inference": "sampling"},
+    "256 paths": {"inference": "sampling", "n_samples": 256},
     "path only": {"distillation_weight": 0.0, "label_weight": 0.0},
     "label only": {"path_weight": 0.0, "distillation_weight": 0.0},
     "distillation only": {"path_weight": 0.0, "label_weight": 0.0},
@@ -27,47 +33,75 @@ VARIANTS = {
         "label_weight": 0.0,
         "inference": "mean",
     },
-    "no path loss": {"path_weight": 0.0},
     "constant covariance": {"covariance": "constant"},
     "attention covariance": {"covariance": "attention"},
     "residual covariance": {"covariance": "residual"},
     "independent token noise": {"noise_rank": 0},
     "one noise direction": {"noise_rank": 1},
-    "32 paths": {"inference": "sampling", "n_samples": 32},
+    "rank 4": {"rank": 4},
+    "full rank": {"rank": None},
+}
+STEPS = {
     "8 steps": {"n_steps": 8},
     "2 steps": {"n_steps": 2},
-    "rank 4": {"rank": 4},
-    "rank 64": {"rank": 64},
+    "one fit for 4, 2 and 8 steps": {"n_steps": (4, 2, 8)},
     "2 shared blocks": {"n_shared_blocks": 2},
     "readout trained": {"readout": "finetune"},
+}
+UNTRAINED = {
     "blockwise": {"transition": "blockwise", "n_steps": None},
     "blockwise, sigma = 0": {"transition": "blockwise", "n_steps": None, "inference": "mean"},
+    "blockwise, constant covariance": {
+        "transition": "blockwise",
+        "n_steps": None,
+        "covariance": "constant",
+    },
 }
 IN_QUICK = ("backbone", "default", "sigma = 0", "distillation only", "constant covariance")
 SEVERITIES = (1, 3, 5)
-N_EPOCHS_LONGER = 10  # as many as the diffusion trains for
+ROWS = {"train": 6_000, "calibration": 2_000, "test": 4_000, "shift": 500}
+N_EPOCHS = 6
+TABLES = ("heart", "contraceptive", "vehicle", "digits")
 
 
-def controls(**training):
+def image_controls(**training):
     """Return name -> method."""
-    longer = partial(trained_longer, **{"max_epochs": N_EPOCHS_LONGER, **training})
-    rank_and_steps = {name: {**UNIFIED, **options} for name, options in VARIANTS.items()}
+    variants = {**TRAINED, **STEPS, **UNTRAINED}
+    fitted = {name: {**vision.UNIFIED, **options} for name, options in variants.items()}
     return {
         "backbone": backbone()["backbone"],
-        "backbone, trained longer": Method(longer),
-        **diffusions(rank_and_steps, **training),
+        "backbone, trained longer": Method(partial(trained_longer, **training)),
+        **diffusions(fitted, **training),
     }
+
+
+def table_controls():
+    """Return name -> method."""
+    return {"backbone": backbone()["backbone"], **diffusions({**TRAINED, **UNTRAINED})}
+
+
+def add_arguments(parser):
+    """Add what only this benchmark asks for."""
+    parser.add_argument("--data", choices=("images", "tables"), default="images")
 
 
 def main():
     """Run the benchmark."""
-    options = parse(__doc__.splitlines()[0], list(controls()), n_seeds=3, cheap=IN_QUICK)
-    n_rows = QUICK if options.quick else FULL
-    methods = controls(**(QUICK_TRAINING if options.quick else {}))
-    problems = {
-        "Fashion-MNIST": partial(load, n_rows=n_rows, severities=SEVERITIES, outliers=("digits",))
-    }
-    return benchmark("ablation", options, {"rows": n_rows}, problems, methods)
+    names = list(image_controls(max_epochs=1))
+    options = parse(__doc__.splitlines()[0], names, n_seeds=3, cheap=IN_QUICK, more=add_arguments)
+    if options.data == "tables":
+        max_rows = tables.QUICK_ROWS if options.quick else None
+        problems = {
+            name: partial(tables.load, name=name, training=tables.TRAINING, max_rows=max_rows)
+            for name in TABLES
+        }
+        settings = {"max rows": max_rows}
+        return benchmark("ablation-tables", options, settings, problems, table_controls())
+    n_rows = vision.QUICK if options.quick else ROWS
+    load = partial(vision.load, n_rows=n_rows, severities=SEVERITIES, outliers=("digits",))
+    settings = {"rows": n_rows, "epochs": N_EPOCHS}
+    problems = {"Fashion-MNIST": load}
+    return benchmark("ablation", options, settings, problems, image_controls(max_epochs=N_EPOCHS))
 
 
 if __name__ == "__main__":

@@ -98,12 +98,13 @@ def backbone():
 def diffusions(variants, **shared):
     """Return one method per variant, a dict name -> options of the constructor.
 
-    Variants that differ in `inference` alone share one fit.
+    Neighbours that differ in `inference` and `n_samples` alone share one fit.
     """
     fits, methods = {}, {}
     for name, options in variants.items():
         options = {**shared, **options}
-        then = {"inference": options.pop("inference", "moments")}
+        then = {"inference": "moments"}
+        then |= {name: options.pop(name) for name in ("inference", "n_samples") if name in options}
         options["inference"] = "sampling"  # a fit for it calibrates all kinds of inference
         fit = fits.setdefault(repr(sorted(options.items())), partial(diffusion, **options))
         methods[name] = Method(fit, then)

@@ -23,6 +23,7 @@ TITLES = {
     "tables": "Tables: trained for a fixed number of epochs",
     "tables-early-stopping": "Tables: trained with early stopping",
     "ablation": "Controls on Fashion-MNIST",
+    "ablation-tables": "Controls on four tables",
 }
 NO_RESULTS = "No results are recorded for this version of the package."
 UNITS = (

@@ -4,11 +4,11 @@
     python examples/benchmarks/text.py
 
 All methods get the same 1,500 calibration texts and are judged on the 3,105 test texts, on 3,000
-reviews of products, and on 300 test texts with typos or without some of their words. Each review was
-rated by about twenty people; "raters kl" is the divergence of the predicted probabilities from the
-shares of the raters who found it positive or negative, a rating of 0 counting one half for each.
-Seeds change the training of the methods and the draws of the corruptions; the model and the split
-are the same.
+reviews of products, and on 300 test texts with typos or without some of their words. Each of them
+was rated by about twenty people; "raters kl" is the divergence of the predicted probabilities from
+the shares of the raters who found it positive or negative, a rating of 0 counting one half for
+each. Seeds change the training of the methods and the draws of the corruptions; the model and the
+split are the same.
 
 The data are read from the folder that ``SKLEARN_DIFFUQ_DATA`` names (see
 `sklearn_diffuq.datasets.fetch_movie_reviews`); the model lies in ``../models/minilm-movie-reviews``
