@@ -215,11 +215,15 @@ def test_a_failure_leaves_the_others_and_is_reported(tmp_path):
 
 
 def test_variants_of_the_prediction_share_a_fit():
-    made = diffusions({"a": {}, "b": {"inference": "mean"}, "c": {"rank": 4}}, max_epochs=1)
+    paths = {"inference": "sampling", "n_samples": 2}
+    variants = {"a": {}, "b": {"inference": "mean"}, "c": {"rank": 4}, "d": paths}
+    made = diffusions(variants, max_epochs=1)
     assert made["a"].fit is made["b"].fit
     assert made["c"].fit is not made["a"].fit
     assert made["a"].then == {"inference": "moments"}
     assert made["b"].then == {"inference": "mean"}
+    assert made["d"].fit is made["a"].fit
+    assert made["d"].then == paths
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one problem", "several problems"])
