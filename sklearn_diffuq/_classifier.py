@@ -130,7 +130,7 @@ class DiffusionCalibratedClassifier(
         Class labels, in the order of the probabilities.
     n_features_in_ : int
         Number of columns seen by `fit`; with tables only.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the columns; with data frames whose column names are all strings only.
     wrapped_ : estimator
         The fitted wrapped classifier.

@@ -68,7 +68,7 @@ class FTTransformerClassifier(BackboneClassifier):
         The sorted labels.
     n_features_in_ : int
         Number of features seen in `fit`.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if `X` had names.
     module_ : torch.nn.Module
         The trained network.

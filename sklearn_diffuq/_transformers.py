@@ -76,7 +76,7 @@ class TransformerClassifier(BackboneClassifier):
         The sorted labels of `y`; logits of other classes are left out.
     n_features_in_ : int
         Number of features, if `X` was a table.
-    feature_names_in_ : ndarray of shape (n_features_in_,)
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
         Names of the features, if `X` was a table with names.
     module_ : torch.nn.Module
         The model that predicts: the one given, or a copy if it was trained or moved.
