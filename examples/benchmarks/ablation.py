@@ -13,6 +13,7 @@ the tables, four of those of ``tables.py``.
 """
 
 import sys
+from dataclasses import replace
 from functools import partial
 
 import tables
@@ -41,10 +42,11 @@ TRAINED = {
     "rank 4": {"rank": 4},
     "full rank": {"rank": None},
 }
+SEVERAL = "one fit for 4, 2 and 8 steps"
 STEPS = {
     "8 steps": {"n_steps": 8},
     "2 steps": {"n_steps": 2},
-    "one fit for 4, 2 and 8 steps": {"n_steps": (4, 2, 8)},
+    SEVERAL: {"n_steps": (4, 2, 8)},
     "2 shared blocks": {"n_shared_blocks": 2},
     "readout trained": {"readout": "finetune"},
 }
@@ -68,11 +70,17 @@ def image_controls(**training):
     """Return name -> method."""
     variants = {**TRAINED, **STEPS, **UNTRAINED}
     fitted = {name: {**vision.UNIFIED, **options} for name, options in variants.items()}
-    return {
+    methods = {
         "backbone": backbone()["backbone"],
         "backbone, trained longer": Method(partial(trained_longer, **training)),
-        **diffusions(fitted, **training),
     }
+    for name, method in diffusions(fitted, **training).items():
+        methods[name] = method
+        if name == SEVERAL:
+            for n in (2, 8):
+                then = {**method.then, "n_steps": n}
+                methods[f"{name}, taken in {n}"] = replace(method, then=then)
+    return methods
 
 
 def table_controls():
