@@ -232,7 +232,7 @@ def chunks(inputs, device="cpu", n_paths=1):
 
     The batch may hold more rows than `rows`: only the first ``len(rows)`` count.
     """
-    max_rows = max(1, _CHUNK_ROWS // max(n_paths, 4))
+    max_rows = max(1, _CHUNK_ROWS // max(n_paths, 2))
     for rows, padded_rows, length in inference_batches(inputs, max_rows):
         yield rows, inputs.batch(padded_rows, length, device)
 
