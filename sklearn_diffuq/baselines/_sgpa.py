@@ -74,8 +74,12 @@ class SGPAClassifier(AttentionClassifier):
     Notes
     -----
     The paper trains small models from scratch, with all attention replaced. Here the start is the
-    wrapped model: its query and value maps, a length scale at the median distance of the queries,
+    wrapped model: its query and value maps, length scales at the median distance of the queries,
     and an amplitude at which the kernel's row sums are one.
+
+    The kernel is Gaussian with a length scale for each channel of a head, as in the paper for
+    images. For texts the paper has an exponential kernel of the inner product; here the kernel is
+    the same for all inputs.
 
     Of the posterior covariance between tokens, the part through the inducing points is sampled
     exactly, as one function for each sample; of the rest only the variances are kept. The
@@ -147,7 +151,7 @@ class SparseGPAttention(GaussianAttention):
     """Decoupled sparse GP posterior over the outputs of one attention layer.
 
     With queries q, which are the keys too, values v, inducing points g of each head, and the kernel
-    ``K(a, b) = variance exp(-|a - b|^2 / (2 length_scale^2))``, channel c of a head has
+    ``K(a, b) = variance exp(-1/2 sum_d (a_d - b_d)^2 / length_scale_d^2)``, channel c of a head has
 
         mean = K_qq v_c - K_qg K_gg^-1 K_gq v_c + K_qg w_c
         cov  = K_qq + K_qg K_gg^-1 (S_c - K_gg) K_gg^-1 K_gq
@@ -156,6 +160,9 @@ class SparseGPAttention(GaussianAttention):
 
     Attributes
     ----------
+    log_variance : Parameter of shape (n_heads,)
+    log_length_scale : Parameter of shape (n_heads, width)
+        One for each channel of the queries.
     inducing : Parameter of shape (n_heads, M, width)
     inducing_values : Parameter of shape (n_heads, M, width)
         w of each channel.
@@ -193,13 +200,13 @@ class SparseGPAttention(GaussianAttention):
             projections.n_heads,
             chosen.clone(),
             -row_sum.log(),
-            length_scale.log(),
+            length_scale.log()[:, None].repeat(1, q.shape[3]),
             seed,
         )
 
     def kernel(self, a, b):
         """Return the kernel of points (..., n_heads, i, width) and (..., n_heads, j, width)."""
-        scale = self.log_length_scale.exp()[:, None, None]
+        scale = self.log_length_scale.exp()[:, None]
         a, b = a / scale, b / scale
         # not cdist: its gradient at distance zero is not defined
         squares = a.square().sum(-1)[..., None] + b.square().sum(-1)[..., None, :]
