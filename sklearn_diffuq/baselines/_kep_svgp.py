@@ -220,7 +220,7 @@ class KernelEigenAttention(GaussianAttention):
         eps = self.noise(x, 0, *triangle.shape[:-1])
         draw = self.mean + torch.einsum("hcij,nhcj->nhic", triangle, eps)
         self.misfit = self._ksvd(scores, sides, real) if self.training else None
-        return sum(scores) @ draw, self._divergence(triangle)
+        return sum(scores) @ draw, 0.0, self._divergence(triangle)
 
     def _triangle(self):
         return self.factor.tril(-1) + torch.diag_embed(self.factor.diagonal(dim1=2, dim2=3).exp())

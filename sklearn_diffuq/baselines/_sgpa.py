@@ -228,7 +228,7 @@ class SparseGPAttention(GaussianAttention):
         # tokens first: a token's draw does not depend on how many there are
         own = self.noise(x, 1, x.shape[1], *triangle.shape[:2]).transpose(1, 2)
         output = mean + half.mT @ shared + variance.clamp(min=1e-12).sqrt()[..., None] * own
-        return output, self._divergence(v, among, half, lower, triangle)
+        return output, self._amortised(v, among, half), self._inducing_divergence(lower, triangle)
 
     def _inducing_cholesky(self):
         jitter = _JITTER * self.log_variance.exp()[:, None, None]
@@ -238,11 +238,14 @@ class SparseGPAttention(GaussianAttention):
     def _triangle(self):
         return self.factor.tril(-1) + torch.diag_embed(self.factor.diagonal(dim1=2, dim2=3).exp())
 
-    def _divergence(self, v, among, half, lower, triangle):
-        """Return the divergence of the posterior process from the prior, averaged over rows."""
+    def _amortised(self, v, among, half):
+        """Return the divergence that the values of a row add, averaged over rows."""
         explained = half @ v
-        amortised = (v * (among @ v)).sum((1, 2, 3)) - explained.square().sum((1, 2, 3))
+        return 0.5 * ((v * (among @ v)).sum((1, 2, 3)) - explained.square().sum((1, 2, 3))).mean()
+
+    def _inducing_divergence(self, lower, triangle):
+        """Return the divergence of the inducing variables from their prior."""
         weights = (lower.mT @ self.inducing_values).square().sum()
         log_diagonal = self.factor.diagonal(dim1=2, dim2=3)
         scale = triangle.square().sum() - log_diagonal.numel() - 2 * log_diagonal.sum()
-        return 0.5 * (amortised.mean() + weights + scale)
+        return 0.5 * (weights + scale)
