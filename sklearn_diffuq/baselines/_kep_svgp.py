@@ -22,8 +22,8 @@ class KEPSVGPClassifier(AttentionClassifier):
     In a copy of the wrapped model, the attention of the last `n_layers` blocks becomes the
     posterior of a sparse Gaussian process along the left and right singular functions of the
     asymmetric kernel between queries and keys; each pair shares its inducing variables. All of the
-    copy is then fine-tuned on a tempered evidence lower bound; the epoch with the lowest log loss
-    on held-out rows is kept.
+    copy is then fine-tuned on an evidence lower bound; the epoch with the lowest log loss on
+    held-out rows is kept.
 
     Works with BERT-like and ViT-like Hugging Face models, timm's ``VisionTransformer``, and
     :class:`~sklearn_diffuq.FTTransformerClassifier`.
@@ -40,7 +40,7 @@ class KEPSVGPClassifier(AttentionClassifier):
         Number of pairs of singular functions of each head.
     n_samples : int, default=10
         Number of samples of the posterior.
-    kl_weight : float, default=0.01
+    kl_weight : float, default=1.0
         Weight of the divergence of the posterior from the prior; 1 is the evidence lower bound.
     ksvd_weight : float, default=0.1
         Weight of the squared objective of the kernel singular value decomposition.
@@ -81,13 +81,30 @@ class KEPSVGPClassifier(AttentionClassifier):
     The kernel is the cosine of query and key. The singular functions are combinations of its
     values at landmarks, which are tokens at even distances in the row: a data-dependent projection
     with a fixed number of rows. The wrapped model's values enter through the means of the inducing
-    variables only.
+    variables only. Both sides are added; the paper can also concatenate them, which needs rows of
+    one length. Other differences to the paper and its authors' code:
 
-    The paper trains small models from scratch. Here the singular functions start from the singular
-    vectors of the kernel between landmarks, averaged over training rows, and the means from the
-    least-squares fit to the wrapped model's attention. The divergence counts once for the whole
-    training set. It grows with the width, so that at full weight it drowns the labels of a few
-    thousand rows.
+    - The paper trains small models from scratch. Here the singular functions start from the
+      singular vectors of the kernel between landmarks, averaged over training rows, and the means
+      from the least-squares fit to the wrapped model's attention. As in the code, only the
+      attention of the last block is replaced by default.
+    - The code combines the inputs of the attention at the landmarks, not queries and keys. The
+      trace in its objective of the singular value decomposition is that of the bare weights; here
+      it is that of the projections, which depend on the data. The code squares the mean over heads,
+      here every head is squared.
+    - Every channel of a head is a process. The code has as many processes as the rank, and a linear
+      map from them to the channels.
+    - A sample is one function, the same for all tokens and rows of a prediction. The code draws
+      every token by itself.
+    - The probabilities of samples are averaged; the code averages logits.
+    - The divergence counts once for the whole training set: with ``kl_weight=1`` and without the
+      misfit of the decomposition, the loss is minus the evidence lower bound, divided by the
+      rows. The code adds it undivided to the mean cross-entropy, which is `kl_weight` at the number
+      of training rows.
+
+    `kl_weight` was judged by the log loss of held-out rows: a ViT on Fashion-MNIST, fine-tuned on
+    4,000 rows, with 1,000 held out. With 0, 0.001, 0.01, 0.1 and 1 the loss was the same within
+    0.0001 for each of three seeds, and the default is the evidence lower bound.
 
     References
     ----------
@@ -124,7 +141,7 @@ class KEPSVGPClassifier(AttentionClassifier):
         n_layers=1,
         rank=10,
         n_samples=10,
-        kl_weight=0.01,
+        kl_weight=1.0,
         ksvd_weight=0.1,
         validation_fraction=0.2,
         max_epochs=3,

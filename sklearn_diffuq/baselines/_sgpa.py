@@ -37,7 +37,7 @@ class SGPAClassifier(AttentionClassifier):
         Number of global inducing points of each head.
     n_samples : int, default=10
         Number of samples of the posterior.
-    kl_weight : float, default=0.01
+    kl_weight : float, default=0.1
         Weight of the divergence of the posterior from the prior; 1 is the evidence lower bound.
     validation_fraction : float, default=0.2
         Share of the rows held out, per class, if `fit` is not given `X_calibration`.
@@ -73,18 +73,31 @@ class SGPAClassifier(AttentionClassifier):
 
     Notes
     -----
-    The paper trains small models from scratch, with all attention replaced. Here the start is the
-    wrapped model: its query and value maps, length scales at the median distance of the queries,
-    and an amplitude at which the kernel's row sums are one.
-
     The kernel is Gaussian with a length scale for each channel of a head, as in the paper for
     images. For texts the paper has an exponential kernel of the inner product; here the kernel is
-    the same for all inputs.
+    the same for all inputs. Other differences to the paper and its authors' code:
 
-    Of the posterior covariance between tokens, the part through the inducing points is sampled
-    exactly, as one function for each sample; of the rest only the variances are kept. The
-    divergence is averaged over the rows of a batch and counts once for the whole training set. It
-    grows with the width, so that at full weight it drowns the labels of a few thousand rows.
+    - The paper trains small models from scratch, with all attention replaced. Here only that of the
+      last block is, by default, and the start is the wrapped model: its query and value maps,
+      length scales at the median distance of the queries, and an amplitude at which the kernel's
+      row sums are one.
+    - The inducing points are free parameters in the space of a head. In the code they are states
+      of the model, which pass through the feed-forward part of the block below and the query map.
+    - Of the posterior covariance between tokens, the part through the inducing points is sampled
+      exactly, as one function for each sample; of the rest only the variances are kept. The paper
+      has the full covariance, the code its diagonal.
+    - A sample is the same function for all rows of a prediction. As in the code, the probabilities
+      of samples are averaged.
+    - With ``kl_weight=1`` the loss of a row is its cross-entropy, plus the divergence that its own
+      values add, plus its share of that of the inducing variables, which all rows have in common:
+      minus the evidence lower bound of the training set, divided by its rows. The code adds both
+      parts undivided to the mean cross-entropy, with a weight that rises from 0 to 1 in the first
+      half of the training on images; there is no such rise here.
+
+    The default of `kl_weight` was chosen by the log loss of held-out rows: a ViT on Fashion-MNIST,
+    fine-tuned on 4,000 rows, with 1,000 held out. The mean over three seeds was 0.356 with weight
+    1, where no epoch was better than the start, and 0.353 to 0.354 with 0.1, 0.01, 0.001 and 0, of
+    which 0.1 was the lowest; seeds differ by as much.
 
     References
     ----------
@@ -120,7 +133,7 @@ class SGPAClassifier(AttentionClassifier):
         n_layers=1,
         n_inducing=16,
         n_samples=10,
-        kl_weight=0.01,
+        kl_weight=0.1,
         validation_fraction=0.2,
         max_epochs=3,
         batch_size=32,
