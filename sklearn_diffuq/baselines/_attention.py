@@ -74,9 +74,9 @@ class GaussianAttention(torch.nn.Module, ABC):
     Attributes
     ----------
     sample : int or None
-    divergence : Tensor or None
-        What the last call in training adds to the loss, as a scalar: the divergence of the
-        posterior from the prior.
+    divergence : pair of scalar Tensor, or None
+        Divergence of the posterior from the prior in the last call in training: the part of a row,
+        averaged over the rows, and the part that all rows of a training set share.
     """
 
     def __init__(self, seed):
@@ -98,13 +98,13 @@ class GaussianAttention(torch.nn.Module, ABC):
 
     def forward(self, x, mask=None):
         """Map states (n, t, d) and real tokens (n, t) to (n, t, n_heads * width of a head)."""
-        output, divergence = self.attend(x, mask)
+        output, *divergence = self.attend(x, mask)
         self.divergence = divergence if self.training else None
         return output.transpose(1, 2).flatten(2)
 
     @abstractmethod
     def attend(self, x, mask):
-        """Return the draw (n, n_heads, t, width of a head) and the divergence."""
+        """Return the draw (n, n_heads, t, width of a head) and both parts of the divergence."""
 
 
 # Hosts: the calling conventions of the models -------------------------------------------------

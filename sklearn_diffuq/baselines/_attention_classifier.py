@@ -65,8 +65,9 @@ class AttentionClassifier(SamplingClassifier):
 
     def _penalty(self, n):
         """Return what is added to the mean loss of `n` training rows."""
-        divergence = sum(attention.divergence for attention in self._attentions)
-        return self.kl_weight / n * divergence
+        # a row bears its own part, and an equal share of what all rows have in common
+        divergences = (attention.divergence for attention in self._attentions)
+        return self.kl_weight * sum(own + common / n for own, common in divergences)
 
     def _samples(self, batch):
         """Return the logits of all samples, (n, K, n_classes)."""

@@ -19,11 +19,11 @@ _RIDGE = 1e-3  # share of the mean square of the features
 class KEPSVGPClassifier(AttentionClassifier):
     """Kernel-eigen-pair Gaussian process attention in the last blocks of a trained transformer.
 
-    In a copy of the wrapped model, the attention of the last `n_layers` blocks becomes the sum of
-    two sparse Gaussian process posteriors, whose inducing variables are the left and the right
-    singular functions of the asymmetric kernel between queries and keys. All of the copy is then
-    fine-tuned on a tempered evidence lower bound; the epoch with the lowest log loss on held-out
-    rows is kept.
+    In a copy of the wrapped model, the attention of the last `n_layers` blocks becomes the
+    posterior of a sparse Gaussian process along the left and right singular functions of the
+    asymmetric kernel between queries and keys; each pair shares its inducing variables. All of the
+    copy is then fine-tuned on an evidence lower bound; the epoch with the lowest log loss on
+    held-out rows is kept.
 
     Works with BERT-like and ViT-like Hugging Face models, timm's ``VisionTransformer``, and
     :class:`~sklearn_diffuq.FTTransformerClassifier`.
@@ -40,7 +40,7 @@ class KEPSVGPClassifier(AttentionClassifier):
         Number of pairs of singular functions of each head.
     n_samples : int, default=10
         Number of samples of the posterior.
-    kl_weight : float, default=0.01
+    kl_weight : float, default=1.0
         Weight of the divergence of the posterior from the prior; 1 is the evidence lower bound.
     ksvd_weight : float, default=0.1
         Weight of the squared objective of the kernel singular value decomposition.
@@ -81,12 +81,30 @@ class KEPSVGPClassifier(AttentionClassifier):
     The kernel is the cosine of query and key. The singular functions are combinations of its
     values at landmarks, which are tokens at even distances in the row: a data-dependent projection
     with a fixed number of rows. The wrapped model's values enter through the means of the inducing
-    variables only.
+    variables only. Both sides are added; the paper can also concatenate them, which needs rows of
+    one length. Other differences to the paper and its authors' code:
 
-    The paper trains small models from scratch. Here the singular functions start from the
-    eigenvectors of the kernel on training rows, and the means from the least-squares fit to the
-    wrapped model's attention. The divergence counts once for the whole training set. It grows with
-    the width, so that at full weight it drowns the labels of a few thousand rows.
+    - The paper trains small models from scratch. Here the singular functions start from the
+      singular vectors of the kernel between landmarks, averaged over training rows, and the means
+      from the least-squares fit to the wrapped model's attention. As in the code, only the
+      attention of the last block is replaced by default.
+    - The code combines the inputs of the attention at the landmarks, not queries and keys. The
+      trace in its objective of the singular value decomposition is that of the bare weights; here
+      it is that of the projections, which depend on the data. The code squares the mean over heads,
+      here every head is squared.
+    - Every channel of a head is a process. The code has as many processes as the rank, and a linear
+      map from them to the channels.
+    - A sample is one function, the same for all tokens and rows of a prediction. The code draws
+      every token by itself.
+    - The probabilities of samples are averaged; the code averages logits.
+    - The divergence counts once for the whole training set: with ``kl_weight=1`` and without the
+      misfit of the decomposition, the loss is minus the evidence lower bound, divided by the
+      rows. The code adds it undivided to the mean cross-entropy, which is `kl_weight` at the number
+      of training rows.
+
+    `kl_weight` was judged by the log loss of held-out rows: a ViT on Fashion-MNIST, fine-tuned on
+    4,000 rows, with 1,000 held out. With 0, 0.001, 0.01, 0.1 and 1 the loss was the same within
+    0.0001 for each of three seeds, and the default is the evidence lower bound.
 
     References
     ----------
@@ -123,7 +141,7 @@ class KEPSVGPClassifier(AttentionClassifier):
         n_layers=1,
         rank=10,
         n_samples=10,
-        kl_weight=0.01,
+        kl_weight=1.0,
         ksvd_weight=0.1,
         validation_fraction=0.2,
         max_epochs=3,
@@ -157,13 +175,13 @@ class KEPSVGPClassifier(AttentionClassifier):
 
 
 class KernelEigenAttention(GaussianAttention):
-    """Pair of sparse GP posteriors along the singular functions of the attention kernel.
+    """Sparse GP posterior along the pairs of singular functions of the attention kernel.
 
     With the scores e = (kernel at key landmarks) `left` and r = (kernel at query landmarks)
     `right` of a token, singular values Lambda, and inducing variables u ~ N(m, S) with prior
-    N(0, Lambda^2) on either side, a channel of the output is
+    N(0, Lambda^2), which both sides share, a channel of the output is
 
-        e Lambda^-1 u_e + r Lambda^-1 u_r
+        (e + r) Lambda^-1 u
 
     Mean and factor are kept in units of the prior: m = Lambda `mean`, S = Lambda T T^T Lambda.
 
@@ -172,8 +190,8 @@ class KernelEigenAttention(GaussianAttention):
     weights : Parameter of shape (2, n_heads, n_landmarks, rank)
         `left` and `right`.
     log_singular : Parameter of shape (n_heads, rank)
-    mean : Parameter of shape (2, n_heads, rank, width)
-    factor : Parameter of shape (2, n_heads, width, rank, rank)
+    mean : Parameter of shape (n_heads, rank, width)
+    factor : Parameter of shape (n_heads, width, rank, rank)
         T of each channel below the diagonal, and the logarithm of its diagonal.
     misfit : Tensor or None
         Squared KSVD objective of the last call in training, summed over heads; it is zero at the
@@ -186,27 +204,27 @@ class KernelEigenAttention(GaussianAttention):
         self.weights = torch.nn.Parameter(weights)
         self.log_singular = torch.nn.Parameter(log_singular)
         self.mean = torch.nn.Parameter(mean)
-        rank = mean.shape[2]
+        n_heads, rank, width = mean.shape
         diagonal = _LOG_START_SCALE * torch.eye(rank).to(mean)
-        self.factor = torch.nn.Parameter(diagonal.repeat(2, n_heads, mean.shape[3], 1, 1))
+        self.factor = torch.nn.Parameter(diagonal.repeat(n_heads, width, 1, 1))
 
     @classmethod
     def start(cls, projections, rank, seed):
         """Return an attention that starts from that of the wrapped model."""
         q, k = (F.normalize(projections.heads(name), dim=3) for name in ("query", "key"))
+        dtype, q, k = q.dtype, q.double(), k.double()
         real = projections.real.to(q.device)
         at = landmarks(real, _LANDMARKS_PER_RANK * rank)
-        rows = torch.arange(len(q), device=q.device)[:, None]
-        kernels = [a @ b.transpose(1, 2)[rows, at].permute(0, 2, 3, 1) for a, b in ((q, k), (k, q))]
-        # (n_heads, n_tokens, n_landmarks), real tokens only
-        kernels = [c.transpose(1, 2)[real].transpose(0, 1).double() for c in kernels]
-        weights, values = zip(*(_principal(kernel, rank) for kernel in kernels))
-        weights = torch.stack(weights)
-        scores = torch.cat([kernel @ w for kernel, w in zip(kernels, weights)], 2)
+        kernel = (_rows(q, at) @ _rows(k, at).mT).mean(0)
+        weights = _singular_vectors(kernel, rank)
+        scores = torch.stack(_project(q, k, at, weights)[0])
+        # (n_heads, n_tokens, ...), real tokens only
+        e_and_r = scores.sum(0).transpose(1, 2)[real].transpose(0, 1)
         target = projections.attend().transpose(1, 2)[real].transpose(0, 1).double()
-        mean = _ridge(scores, target).unflatten(1, (2, rank)).transpose(0, 1)
-        log_singular = 0.5 * (values[0] * values[1]).log()
-        parts = (part.to(q.dtype) for part in (weights, log_singular, mean))
+        mean = _ridge(e_and_r, target)
+        energy = scores.transpose(2, 3)[:, real].square().mean((0, 1))  # (n_heads, rank)
+        log_singular = 0.5 * energy.clamp(min=1e-12).log()
+        parts = (part.to(dtype) for part in (weights, log_singular, mean))
         return cls(projections.query, projections.key, projections.n_heads, *parts, seed)
 
     def attend(self, x, mask):
@@ -214,34 +232,56 @@ class KernelEigenAttention(GaussianAttention):
         q, k = F.normalize(q, dim=3), F.normalize(k, dim=3)
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
         at = landmarks(real, self.weights.shape[2])
-        rows = torch.arange(len(x), device=x.device)[:, None]
-        # (n, n_heads, width, rank): the landmarks weighted by left and right
-        sides = [
-            b.transpose(1, 2)[rows, at].permute(0, 2, 3, 1) @ weights
-            for b, weights in zip((k, q), self.weights)
-        ]
-        scores = torch.stack([q @ sides[0], k @ sides[1]])  # (2, n, n_heads, t, rank)
+        scores, sides = _project(q, k, at, self.weights)
         triangle = self._triangle()
-        eps = self.noise(x, 0, *triangle.shape[:-1]).transpose(0, 1)
-        draw = self.mean[:, None] + torch.einsum("ahcij,anhcj->anhic", triangle, eps)
+        eps = self.noise(x, 0, *triangle.shape[:-1])
+        draw = self.mean + torch.einsum("hcij,nhcj->nhic", triangle, eps)
         self.misfit = self._ksvd(scores, sides, real) if self.training else None
-        return (scores @ draw).sum(0), self._divergence(triangle)
+        return sum(scores) @ draw, 0.0, self._divergence(triangle)
 
     def _triangle(self):
-        return self.factor.tril(-1) + torch.diag_embed(self.factor.diagonal(dim1=3, dim2=4).exp())
+        return self.factor.tril(-1) + torch.diag_embed(self.factor.diagonal(dim1=2, dim2=3).exp())
 
     def _divergence(self, triangle):
-        """Return the divergence of both inducing posteriors from their priors."""
-        log_diagonal = self.factor.diagonal(dim1=3, dim2=4)
+        """Return the divergence of the inducing posterior from its prior."""
+        log_diagonal = self.factor.diagonal(dim1=2, dim2=3)
         scale = triangle.square().sum() - log_diagonal.numel() - 2 * log_diagonal.sum()
         return 0.5 * (self.mean.square().sum() + scale)
 
     def _ksvd(self, scores, sides, real):
         """Return the squared KSVD objective, summed over heads."""
-        tokens = scores.transpose(2, 3)[:, real]  # (2, n_tokens, n_heads, rank)
+        tokens = torch.stack(scores).transpose(2, 3)[:, real]  # (2, n_tokens, n_heads, rank)
         energy = (tokens.square().mean(1) * torch.exp(-self.log_singular)).sum((0, 2))
         coupling = (sides[0] * sides[1]).sum((2, 3)).mean(0)
         return (0.5 * energy - coupling).square().sum()
+
+
+def _rows(states, at):
+    """Return the states (n, n_heads, t, width) at positions (n, M): (n, n_heads, M, width)."""
+    rows = torch.arange(len(states), device=states.device)[:, None]
+    return states.transpose(1, 2)[rows, at].transpose(1, 2)
+
+
+def _project(q, k, at, weights):
+    """Return the scores of tokens on the left and right singular functions.
+
+    Parameters
+    ----------
+    q, k : Tensor of shape (n, n_heads, t, width)
+        Queries and keys of unit length.
+    at : Tensor of shape (n, n_landmarks)
+        Positions of the landmarks.
+    weights : Tensor of shape (2, n_heads, n_landmarks, rank)
+
+    Returns
+    -------
+    scores : pair of Tensor of shape (n, n_heads, t, rank)
+        e of the queries and r of the keys.
+    sides : pair of Tensor of shape (n, n_heads, width, rank)
+        What queries and keys are multiplied by: weighted sums of the landmarks of the other side.
+    """
+    left, right = (_rows(b, at).mT @ w for b, w in zip((k, q), weights))
+    return (q @ left, k @ right), (left, right)
 
 
 def landmarks(real, n):
@@ -265,15 +305,15 @@ def landmarks(real, n):
     return first.gather(1, torch.arange(n, device=real.device) * last // max(n - 1, 1))
 
 
-def _principal(kernel, rank):
-    """Return weights (n_heads, n_landmarks, rank) of the leading functions, and singular values.
+def _singular_vectors(kernel, rank):
+    """Return weights (2, n_heads, n_landmarks, rank) of the leading pairs of singular functions.
 
-    The mean square of ``kernel @ weights`` is the square of the singular value.
+    `kernel` has a row for each query landmark, and a column for each key landmark. The function of
+    the queries is a combination of the kernel at the keys, hence of right singular vectors, and the
+    other way round. The signs within a pair belong together.
     """
-    n_landmarks = kernel.shape[2]
-    values, vectors = torch.linalg.eigh(kernel.mT @ kernel / (kernel.shape[1] * n_landmarks))
-    weights = vectors.flip(2)[:, :, :rank] / n_landmarks**0.5
-    return weights, values.flip(1)[:, :rank].clamp(min=1e-6).sqrt()
+    u, _, vh = torch.linalg.svd(kernel)
+    return torch.stack([vh.mT, u])[..., :rank] / kernel.shape[1] ** 0.5
 
 
 def _ridge(features, target):

@@ -37,7 +37,7 @@ class SGPAClassifier(AttentionClassifier):
         Number of global inducing points of each head.
     n_samples : int, default=10
         Number of samples of the posterior.
-    kl_weight : float, default=0.01
+    kl_weight : float, default=0.1
         Weight of the divergence of the posterior from the prior; 1 is the evidence lower bound.
     validation_fraction : float, default=0.2
         Share of the rows held out, per class, if `fit` is not given `X_calibration`.
@@ -73,14 +73,31 @@ class SGPAClassifier(AttentionClassifier):
 
     Notes
     -----
-    The paper trains small models from scratch, with all attention replaced. Here the start is the
-    wrapped model: its query and value maps, a length scale at the median distance of the queries,
-    and an amplitude at which the kernel's row sums are one.
+    The kernel is Gaussian with a length scale for each channel of a head, as in the paper for
+    images. For texts the paper has an exponential kernel of the inner product; here the kernel is
+    the same for all inputs. Other differences to the paper and its authors' code:
 
-    Of the posterior covariance between tokens, the part through the inducing points is sampled
-    exactly, as one function for each sample; of the rest only the variances are kept. The
-    divergence is averaged over the rows of a batch and counts once for the whole training set. It
-    grows with the width, so that at full weight it drowns the labels of a few thousand rows.
+    - The paper trains small models from scratch, with all attention replaced. Here only that of the
+      last block is, by default, and the start is the wrapped model: its query and value maps,
+      length scales at the median distance of the queries, and an amplitude at which the kernel's
+      row sums are one.
+    - The inducing points are free parameters in the space of a head. In the code they are states
+      of the model, which pass through the feed-forward part of the block below and the query map.
+    - Of the posterior covariance between tokens, the part through the inducing points is sampled
+      exactly, as one function for each sample; of the rest only the variances are kept. The paper
+      has the full covariance, the code its diagonal.
+    - A sample is the same function for all rows of a prediction. As in the code, the probabilities
+      of samples are averaged.
+    - With ``kl_weight=1`` the loss of a row is its cross-entropy, plus the divergence that its own
+      values add, plus its share of that of the inducing variables, which all rows have in common:
+      minus the evidence lower bound of the training set, divided by its rows. The code adds both
+      parts undivided to the mean cross-entropy, with a weight that rises from 0 to 1 in the first
+      half of the training on images; there is no such rise here.
+
+    The default of `kl_weight` was chosen by the log loss of held-out rows: a ViT on Fashion-MNIST,
+    fine-tuned on 4,000 rows, with 1,000 held out. The mean over three seeds was 0.356 with weight
+    1, where no epoch was better than the start, and 0.353 to 0.354 with 0.1, 0.01, 0.001 and 0, of
+    which 0.1 was the lowest; seeds differ by as much.
 
     References
     ----------
@@ -116,7 +133,7 @@ class SGPAClassifier(AttentionClassifier):
         n_layers=1,
         n_inducing=16,
         n_samples=10,
-        kl_weight=0.01,
+        kl_weight=0.1,
         validation_fraction=0.2,
         max_epochs=3,
         batch_size=32,
@@ -147,7 +164,7 @@ class SparseGPAttention(GaussianAttention):
     """Decoupled sparse GP posterior over the outputs of one attention layer.
 
     With queries q, which are the keys too, values v, inducing points g of each head, and the kernel
-    ``K(a, b) = variance exp(-|a - b|^2 / (2 length_scale^2))``, channel c of a head has
+    ``K(a, b) = variance exp(-1/2 sum_d (a_d - b_d)^2 / length_scale_d^2)``, channel c of a head has
 
         mean = K_qq v_c - K_qg K_gg^-1 K_gq v_c + K_qg w_c
         cov  = K_qq + K_qg K_gg^-1 (S_c - K_gg) K_gg^-1 K_gq
@@ -156,6 +173,9 @@ class SparseGPAttention(GaussianAttention):
 
     Attributes
     ----------
+    log_variance : Parameter of shape (n_heads,)
+    log_length_scale : Parameter of shape (n_heads, width)
+        One for each channel of the queries.
     inducing : Parameter of shape (n_heads, M, width)
     inducing_values : Parameter of shape (n_heads, M, width)
         w of each channel.
@@ -193,13 +213,13 @@ class SparseGPAttention(GaussianAttention):
             projections.n_heads,
             chosen.clone(),
             -row_sum.log(),
-            length_scale.log(),
+            length_scale.log()[:, None].repeat(1, q.shape[3]),
             seed,
         )
 
     def kernel(self, a, b):
         """Return the kernel of points (..., n_heads, i, width) and (..., n_heads, j, width)."""
-        scale = self.log_length_scale.exp()[:, None, None]
+        scale = self.log_length_scale.exp()[:, None]
         a, b = a / scale, b / scale
         # not cdist: its gradient at distance zero is not defined
         squares = a.square().sum(-1)[..., None] + b.square().sum(-1)[..., None, :]
@@ -221,7 +241,7 @@ class SparseGPAttention(GaussianAttention):
         # tokens first: a token's draw does not depend on how many there are
         own = self.noise(x, 1, x.shape[1], *triangle.shape[:2]).transpose(1, 2)
         output = mean + half.mT @ shared + variance.clamp(min=1e-12).sqrt()[..., None] * own
-        return output, self._divergence(v, among, half, lower, triangle)
+        return output, self._amortised(v, among, half), self._inducing_divergence(lower, triangle)
 
     def _inducing_cholesky(self):
         jitter = _JITTER * self.log_variance.exp()[:, None, None]
@@ -231,11 +251,14 @@ class SparseGPAttention(GaussianAttention):
     def _triangle(self):
         return self.factor.tril(-1) + torch.diag_embed(self.factor.diagonal(dim1=2, dim2=3).exp())
 
-    def _divergence(self, v, among, half, lower, triangle):
-        """Return the divergence of the posterior process from the prior, averaged over rows."""
+    def _amortised(self, v, among, half):
+        """Return the divergence that the values of a row add, averaged over rows."""
         explained = half @ v
-        amortised = (v * (among @ v)).sum((1, 2, 3)) - explained.square().sum((1, 2, 3))
+        return 0.5 * ((v * (among @ v)).sum((1, 2, 3)) - explained.square().sum((1, 2, 3))).mean()
+
+    def _inducing_divergence(self, lower, triangle):
+        """Return the divergence of the inducing variables from their prior."""
         weights = (lower.mT @ self.inducing_values).square().sum()
         log_diagonal = self.factor.diagonal(dim1=2, dim2=3)
         scale = triangle.square().sum() - log_diagonal.numel() - 2 * log_diagonal.sum()
-        return 0.5 * (amortised.mean() + weights + scale)
+        return 0.5 * (weights + scale)

@@ -1,5 +1,7 @@
 """Replacing attention: with the old attention in the new place, nothing changes."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,7 @@ class Softmax(GaussianAttention):
     def attend(self, x, mask):
         q, k, v = (split_heads(layer(x), self.n_heads) for layer in self.maps)
         seen = None if mask is None else mask[:, None, None]
-        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen), None
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen), 0.0, 0.0
 
 
 def table():
@@ -112,3 +114,15 @@ def test_samples_are_those_of_whole_passes(name):
             expected = clf._backbone.logits(batch).softmax(1)
         np.testing.assert_allclose(samples[k], expected, atol=1e-5)
     assert abs(samples[0] - samples[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.3])
+def test_the_penalty_is_the_divergence_of_a_row(weight):
+    """`n` rows pay their own parts in full, and what they have in common once."""
+    rng = np.random.default_rng(0)
+    own, common = rng.random((20, 2)), rng.random(2)  # of each row and attention
+    clf = make("SGPAClassifier", None, kl_weight=weight)
+    clf._attentions = [
+        SimpleNamespace(divergence=parts) for parts in zip(own.mean(0), common, strict=True)
+    ]
+    assert 20 * clf._penalty(20) == pytest.approx(weight * (own.sum() + common.sum()))

@@ -1,8 +1,11 @@
+import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import pdist
 from sklearn.gaussian_process.kernels import RBF
 from torch.distributions import MultivariateNormal, kl_divergence
 
+from sklearn_diffuq.baselines._attention import Projections
 from sklearn_diffuq.baselines._sgpa import SparseGPAttention
 
 
@@ -10,7 +13,8 @@ from sklearn_diffuq.baselines._sgpa import SparseGPAttention
 def attention():
     """Return an attention of two heads of width 3 with 4 inducing points, in float64."""
     query, value = torch.nn.Linear(5, 6), torch.nn.Linear(5, 6)
-    log_variance, log_length_scale = torch.tensor([0.3, -0.5]), torch.tensor([0.1, 0.4])
+    log_variance = torch.tensor([0.3, -0.5])
+    log_length_scale = torch.tensor([[0.1, 0.6, -0.2], [0.4, -0.3, 0.5]])
     inducing = torch.randn(2, 4, 3)
     found = SparseGPAttention(query, value, 2, inducing, log_variance, log_length_scale, 7)
     found = found.double()
@@ -25,7 +29,7 @@ def posterior(attention, x, head, channel):
     v = attention.value(x).view(-1, 2, 3)[:, head, channel].detach()
     g = attention.inducing[head].detach().numpy()
     variance = attention.log_variance[head].exp().item()
-    kernel = RBF(attention.log_length_scale[head].exp().item())
+    kernel = RBF(attention.log_length_scale[head].detach().exp().numpy())  # one per channel
     k_qq, k_qg, k_gg = (
         variance * torch.from_numpy(kernel(*pair)) for pair in ((q, q), (q, g), (g, g))
     )
@@ -56,20 +60,22 @@ def test_mean_and_variance_are_those_of_the_decoupled_posterior(attention):
         torch.testing.assert_close(found.var(0), covariance.diagonal(), rtol=0.15, atol=0)
 
 
-def test_the_divergence_is_that_of_the_inducing_and_the_amortised_part(attention):
-    """KL of q(u) from N(0, K_gg), plus half the squared norm of the part outside its span."""
+def test_the_divergence_is_that_of_the_amortised_and_the_inducing_part(attention):
+    """Half the squared norm outside the span of the inducing points, and KL of q(u) there."""
     x = torch.randn(2, 6, 5, dtype=torch.float64)
     attention.train()
     attention(x)
-    expected = 0.0
+    amortised, inducing = 0.0, 0.0
     for head in range(2):
         for channel in range(3):
             for row in x:
                 _, _, (v, w, residual, k_gg, s) = posterior(attention, row, head, channel)
                 prior = MultivariateNormal(torch.zeros(4).double(), k_gg)
-                inducing = kl_divergence(MultivariateNormal(k_gg @ w, s), prior)
-                expected += 0.5 * (inducing + 0.5 * v @ residual @ v).item()
-    assert attention.divergence.item() == pytest.approx(expected, rel=1e-6)
+                inducing += 0.5 * kl_divergence(MultivariateNormal(k_gg @ w, s), prior).item()
+                amortised += 0.5 * (0.5 * v @ residual @ v).item()
+    own, common = attention.divergence
+    assert own.item() == pytest.approx(amortised, rel=1e-6)
+    assert common.item() == pytest.approx(inducing, rel=1e-6)
 
 
 def test_padding_is_not_read(attention):
@@ -83,5 +89,24 @@ def test_padding_is_not_read(attention):
 
 def test_a_gradient_reaches_every_parameter(attention):
     attention.train()
-    (attention(torch.randn(2, 6, 5, dtype=torch.float64)).sum() + attention.divergence).backward()
+    output = attention(torch.randn(2, 6, 5, dtype=torch.float64))
+    (output.sum() + sum(attention.divergence)).backward()
     assert all(p.grad.isfinite().all() and p.grad.any() for p in attention.parameters())
+
+
+def test_the_start_has_the_median_distance_in_every_channel_and_row_sums_of_one():
+    query, key, value = (torch.nn.Linear(5, 6).double() for _ in range(3))
+    x = torch.randn(3, 8, 5, dtype=torch.float64)
+    projections = Projections(query, key, value, 2, x)
+    with torch.no_grad():
+        attention = SparseGPAttention.start(projections, 4, 0, np.random.default_rng(0))
+        q = projections.heads("query")
+        row_sums = attention.kernel(q, q).sum(3).transpose(1, 2).flatten(0, 1)
+    torch.testing.assert_close(row_sums.mean(0), torch.ones(2, dtype=torch.float64))
+    assert attention.log_length_scale.shape == (2, 3)
+    for head in range(2):
+        # zeros: the distances of the tokens to themselves
+        distances = [*np.repeat(pdist(q[:, head].flatten(0, 1)), 2), *np.zeros(24)]
+        median = np.sort(distances)[(len(distances) - 1) // 2]  # the lower one, as in torch
+        expected = torch.full((3,), median, dtype=torch.float64)
+        torch.testing.assert_close(attention.log_length_scale[head].exp(), expected)
