@@ -46,11 +46,12 @@ def describe(h, mask=None):
     First token, mean and standard deviation over the real tokens, each of unit length.
     """
     if mask is None:
-        mean, std = h.mean(1), h.std(1, correction=0)
+        mean = h.mean(1)
+        std = (h - mean[:, None]).square().mean(1).sqrt()  # many times faster than Tensor.std
     else:
         weight = mask[..., None] / mask.sum(1).clamp_min(1)[:, None, None]
         mean = (h * weight).sum(1)
-        std = ((h - mean[:, None]).square() * weight).sum(1).clamp_min(0).sqrt()
+        std = ((h - mean[:, None]).square() * weight).sum(1).sqrt()
     return torch.cat([nn.functional.normalize(x, dim=1) for x in (h[:, 0], mean, std)], 1)
 
 
@@ -148,6 +149,7 @@ class StateCovariance(nn.Module):
         """Return the channel variances of a step, (d,)."""
         return self.token_variances[self.entries[step]]
 
+    @torch.no_grad()  # rounding has no gradient anyway
     def distance(self, h, block, mask=None):
         """Return ``z(rho)`` of the state `h` (n, t, d) before `block`, (n,); None if unknown."""
         if str(block) not in self.processes:
