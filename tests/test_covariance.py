@@ -106,3 +106,12 @@ def test_a_time_grid_takes_its_steps_and_shares_the_rest():
 def test_no_directions_are_no_shared_noise():
     covariance = fit_covariance(_statistics(), 0, torch.Generator().manual_seed(0))
     assert covariance.factor(0).shape == (3, 0)
+
+
+def test_states_of_one_token_have_a_distance_without_a_gradient():
+    """Their standard deviation is zero, where a square root has no derivative."""
+    covariance = fit_covariance(_statistics(), 2, torch.Generator().manual_seed(0))
+    h = torch.randn(4, 1, 3, requires_grad=True)
+    distance = covariance.distance(h, 1)
+    assert torch.isfinite(distance).all()
+    assert not distance.requires_grad
