@@ -43,6 +43,11 @@ def test_a_quarter_of_the_parameters_learns_to_follow_the_vit(fashion):
     X, y = data.X_test[:500], data.y_test[:500]
     assert wrapped.score(X, y) > 0.84
     assert classifier.score(X, y) > 0.65  # 0.10 by chance; the start alone gives about 0.37
+    # On the way from images to noise, everything gets stranger.
+    noise = np.random.default_rng(0).normal(size=X[:100].shape).astype(np.float32)
+    on_the_way = [(1 - share) * X[:100] + share * noise for share in (0, 0.25, 0.5, 0.75, 1)]
+    familiarity = [classifier.score_samples(images).mean() for images in on_the_way]
+    assert (np.diff(familiarity) < 0).all()
 
 
 def test_noise_mends_what_temperature_cannot_in_the_over_confident_minilm(shared):
