@@ -9,7 +9,9 @@ from tiny_backbones import ALL
 
 from sklearn_diffuq import _calibration
 from sklearn_diffuq._calibration import (
+    PERTURBED_WEIGHTS,
     Calibration,
+    _NoiseLoss,
     calibrate,
     fit_noise,
     fit_temperature,
@@ -147,9 +149,16 @@ def test_growth_that_costs_ordinary_rows_is_refused():
     y = _labels(torch.stack([torch.zeros(1000), margin], 1))  # distance does not matter here
     copies = _with_distance(margin, distance + 3)
     random = torch.randint(2, (1000,), generator=generator)
-    weighty = fit_noise(_with_distance(margin, distance), y, perturbed=(copies, random))
-    plain = fit_temperature(_linearised(margin, distance).logits[None], y)
-    assert 1000 * (weighty.nll - plain[1]) <= 1
+    clean = _with_distance(margin, distance)
+    weighty = fit_noise(clean, y, perturbed=(copies, random))
+    t, nll = fit_temperature(clean.logits[None], y)
+    assert 1000 * (weighty.nll - nll) <= 1
+    # The largest weight that is cheap enough is taken, and here it is not the first.
+    loss = _NoiseLoss((clean, y, None), (copies, random, None), seed=0)
+    tried = {w: loss.minimise(False, w, np.log(t)) for w in PERTURBED_WEIGHTS}
+    cheap = [w for w in PERTURBED_WEIGHTS if 1000 * (tried[w][1] - nll) <= 1]
+    assert 0 < cheap[0] < PERTURBED_WEIGHTS[0]
+    assert weighty.scales.distance == tried[cheap[0]][0][2]
 
 
 def test_paths_are_tried_on_random_rows_of_sorted_data(monkeypatch):
