@@ -24,7 +24,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from store import COLUMNS, Store
-from summaries import incomplete, mean_ranks
+from summaries import incomplete, mean_ranks, outliers, over_parts, ranks_over_parts
 
 SCIKIT_LEARN = backbone()
 
@@ -279,6 +279,33 @@ def test_mean_ranks_and_what_is_incomplete():
     ranks, _ = mean_ranks(results)
     assert dict(ranks["mean rank, raw"]) == {"good": "1.33", "bad": "1.67"}
     assert incomplete(results) == ["bad (3 of 4 runs)", "rare (1 of 4 runs)"]
+
+
+def test_ranks_and_means_over_parts():
+    values = {  # method -> NLL on the test part, and on two severities of noise
+        "good": (0.1, 0.2, 0.3),
+        "fair": (0.2, 0.1, 0.4),
+        "bad": (0.3, 0.3, 0.5),
+    }
+    parts = (("test", 0), ("noise", 1), ("noise", 2))
+    results = pd.DataFrame(
+        [("p", seed, m, *part, "temperature", metric, v) for m, row in values.items()
+         for part, v in zip(parts, row) for metric in ("nll", "brier") for seed in (0, 1)],
+        columns=COLUMNS,
+    )  # fmt: skip
+    ranks = ranks_over_parts(results)
+    assert dict(ranks["mean rank, nll"]) == {"good": "1.33", "fair": "1.67", "bad": "3.00"}
+    means = over_parts(results[results["severity"] > 0]).set_index(["method", "seed", "metric"])
+    assert means["value"]["fair", 1, "nll"] == pytest.approx(0.25)
+
+
+def test_outliers_have_a_mean_over_their_kinds():
+    rows = [("p", seed, "m", part, 0, "raw", "auroc, entropy", value + 0.1 * seed)
+            for seed in (0, 1) for part, value in (("digits", 0.6), ("blank", 0.8))]  # fmt: skip
+    rows += [(*row[:6], "fpr95, entropy", 0.5) for row in rows]
+    table = outliers(pd.DataFrame(rows, columns=COLUMNS)).set_index("part")
+    half = 12.7062 * 5  # 70 and 80 percent
+    assert table["auroc"]["mean"] == f"75.0 ± {half:.1f}"
 
 
 def test_the_documentation_gets_what_there_is(finished, tmp_path):

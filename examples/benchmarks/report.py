@@ -147,11 +147,16 @@ def scores(store, problem):
 
 
 def shifts(store, problem):
-    """Return the NLL by severity and by corruption, and the separation of outliers."""
+    """Return the scores under corruption, ranks over all parts, and the separation of outliers."""
     results = select(store.results, problem=problem)
-    shifted = results.query("severity > 0 and metric == 'nll'")
+    corrupted = results.query("severity > 0")
+    shifted = select(corrupted, metric="nll")
     sections = []
     if not shifted.empty:
+        for scaling, name in SCALINGS.items():
+            table = summaries.by_metric(summaries.over_parts(select(corrupted, scaling=scaling)))
+            text = f"Mean over corruptions and severities. {UNITS}"
+            sections.append(Section(f"Corrupted, {name}", text, table))
         path = pictures.nll_by_severity(results, problem, store.directory / "severity.png")
         sections.append(Section("NLL by severity", "", picture=path))
         for scaling, name in SCALINGS.items():
@@ -162,6 +167,9 @@ def shifts(store, problem):
             ):
                 table = summaries.by_column(chosen, column)
                 sections.append(Section(f"NLL by {what}, {name}", f"Mean over {over}.", table))
+    if results["part"].nunique() > 3:  # more than the test part and what is no part
+        text = "After temperature scaling, over all parts with labels; each severity is a part."
+        sections.append(Section("Mean ranks", text, summaries.ranks_over_parts(results)))
     found = summaries.outliers(results)
     if not found.empty:
         picture = pictures.outlier_scores(store, problem, store.directory / "outliers.png")

@@ -71,6 +71,12 @@ def by_column(results, column, decimals=4):
     return in_order(table.unstack().fillna(""), results)
 
 
+def over_parts(results):
+    """Return the results of each method and seed, averaged over parts and severities."""
+    keys = ["method", "seed", "metric"]
+    return results.groupby(keys, sort=False)["value"].mean().reset_index()
+
+
 def paired(results, metric, problem, part, severity=0):
     """Return one line per method, scaling and seed: the difference to the reference."""
     chosen = select(results, metric=metric, problem=problem, part=part, severity=severity)
@@ -134,6 +140,23 @@ def mean_ranks(results):
     return table.map(lambda rank: f"{rank:.2f}"), p_values
 
 
+def ranks_over_parts(results):
+    """Return the mean rank of each method over all parts with labels, after temperature scaling.
+
+    1 is best. Each severity of a corruption counts as a part.
+    """
+    columns = {}
+    for metric in ("nll", "brier"):
+        means = select(results, metric=metric, scaling="temperature").pivot_table(
+            index=["part", "severity"], columns="method", values="value", sort=False
+        )
+        ranks = means.round(4).rank(axis=1)  # what differs by less is a tie
+        columns[f"mean rank, {metric}"] = ranks.mean().map("{:.2f}".format)
+    seconds = select(results, metric="relative seconds").groupby("method")["value"].mean()
+    columns["relative seconds"] = seconds.map("{:.2f}".format)
+    return in_order(pd.DataFrame(columns), results)
+
+
 def incomplete(results):
     """Return "method (3 of 10 runs)" for methods that lack some problem or seed of the others."""
     runs = results[["problem", "seed", "method"]].drop_duplicates()
@@ -143,13 +166,15 @@ def incomplete(results):
 
 
 def outliers(results):
-    """Return AUROC and FPR95 in percent for each method, kind of outlier, and score."""
+    """Return AUROC and FPR95 in percent for each method, kind of outlier, and score, and means."""
     columns = ["method", "part", "score", "auroc", "fpr95"]
     chosen = results[results["metric"].str.match("auroc, |fpr95, ")]
     if chosen.empty:
         return pd.DataFrame(columns=columns)
     split = chosen["metric"].str.split(", ", n=1, expand=True)
     chosen = chosen.assign(kind=split[0], score=split[1], value=100 * chosen["value"])
+    mean = chosen.groupby(["method", "seed", "score", "kind"], sort=False)["value"].mean()
+    chosen = pd.concat([chosen, mean.reset_index().assign(part="mean")])
     grouped = chosen.groupby(["method", "part", "score", "kind"], sort=False)["value"]
     table = grouped.agg(lambda v: interval(v, 1)).unstack().reset_index()
     return table[columns]
