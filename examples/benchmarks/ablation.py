@@ -42,11 +42,12 @@ TRAINED = {
     "rank 4": {"rank": 4},
     "full rank": {"rank": None},
 }
+N_EPOCHS = 6
 SEVERAL = "one fit for 4, 2 and 8 steps"
 STEPS = {
     "8 steps": {"n_steps": 8},
     "2 steps": {"n_steps": 2},
-    SEVERAL: {"n_steps": (4, 2, 8)},
+    SEVERAL: {"n_steps": (4, 2, 8), "max_epochs": 3 * N_EPOCHS},  # as long as three fits
     "2 shared blocks": {"n_shared_blocks": 2},
     "readout trained": {"readout": "finetune"},
 }
@@ -62,7 +63,6 @@ UNTRAINED = {
 IN_QUICK = ("backbone", "default", "sigma = 0", "distillation only", "constant covariance")
 SEVERITIES = (1, 3, 5)
 ROWS = {"train": 6_000, "calibration": 2_000, "test": 4_000, "shift": 500}
-N_EPOCHS = 6
 TABLES = ("heart", "contraceptive", "vehicle", "digits")
 
 
