@@ -62,7 +62,7 @@ UNTRAINED = {
 }
 IN_QUICK = ("backbone", "default", "sigma = 0", "distillation only", "constant covariance")
 SEVERITIES = (1, 3, 5)
-ROWS = {"train": 6_000, "calibration": 2_000, "test": 4_000, "shift": 500}
+ROWS = {"train": 4_000, "calibration": 1_500, "test": 4_000, "shift": 500}
 TABLES = ("heart", "contraceptive", "vehicle", "digits")
 
 
