@@ -18,7 +18,7 @@ from sklearn_diffuq.exceptions import CalibrationWarning
 ACCURACY_MARGIN = 0.005  # accuracy that a smaller transition may cost
 KL_MARGIN = 0.05  # nats that its temperature-scaled probabilities may differ before training
 NLL_MARGIN = 0.01  # nats that it may be worse after training
-MAX_RANK_ROWS = 1000  # held-out rows on which a rank is judged
+MAX_RANK_ROWS = 2048  # held-out rows on which a rank is judged
 WEIGHT_AVERAGE = 0.99
 VARIANCE_START = 0.1  # of the learned variance, in units of the increments
 
