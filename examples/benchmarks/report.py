@@ -9,6 +9,7 @@ given folder and the page ``doc/benchmarks.rst`` includes them; a quick run is r
 
 import argparse
 import shutil
+from itertools import groupby
 from pathlib import Path
 
 import pictures
@@ -87,12 +88,10 @@ def sections_of(store):
 
 def run_section(store):
     """Return what was run, when, and with what."""
-    lines = [
-        f"{run['date']}: `{run['command']}` ({run['machine']}; "
-        + ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-        + ")."
-        for run in store.info["runs"]
-    ]
+    lines = []
+    for (machine, versions), runs in groupby(store.info["runs"], key=_where):
+        commands = ", ".join(f"{run['date']}: `{run['command']}`" for run in runs)
+        lines.append(f"{commands} ({machine}; {versions}).")
     if store.info["settings"].get("quick"):
         lines.append("A quick run on few rows: it shows that the benchmark works, not who wins.")
     lines.append(f"Seeds: {store.results['seed'].nunique()}. Settings: {_settings(store)}.")
@@ -100,6 +99,11 @@ def run_section(store):
     if missing:
         lines.append(f"Incomplete: {', '.join(missing)}.")
     return Section("Run", " ".join(lines))
+
+
+def _where(run):
+    """Return on what machine and with which versions a command was run."""
+    return run["machine"], ", ".join(f"{name} {v}" for name, v in run["versions"].items())
 
 
 def _settings(store):
