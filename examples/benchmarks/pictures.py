@@ -67,7 +67,8 @@ def nll_by_severity(results, problem, path):
         for method, part in select(shifted, scaling=scaling).groupby("method", sort=False):
             mean = part.groupby("severity")["value"].mean()
             style = "k--" if method == REFERENCE[0] else "-"
-            ax.plot(mean.index, mean, style, marker="o", markersize=3, label=method)
+            width = 3 if method == "diffusion" else 1.2  # ours, among a dozen lines
+            ax.plot(mean.index, mean, style, lw=width, marker="o", markersize=3, label=method)
         ax.set(xlabel="Severity", title=title, xticks=sorted(shifted["severity"].unique()))
         ax.set_yscale("log")
     axes[0].set_ylabel("NLL, mean over corruptions")
