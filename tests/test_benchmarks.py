@@ -293,7 +293,9 @@ def test_ranks_and_means_over_parts():
          for part, v in zip(parts, row) for metric in ("nll", "brier") for seed in (0, 1)],
         columns=COLUMNS,
     )  # fmt: skip
-    ranks = ranks_over_parts(results)
+    # A seed that only one method has is of other rows, and must not count.
+    other = results[(results["seed"] == 0) & (results["method"] == "bad")].assign(seed=2, value=0.0)
+    ranks = ranks_over_parts(pd.concat([results, other]))
     assert dict(ranks["mean rank, nll"]) == {"good": "1.33", "fair": "1.67", "bad": "3.00"}
     means = over_parts(results[results["severity"] > 0]).set_index(["method", "seed", "metric"])
     assert means["value"]["fair", 1, "nll"] == pytest.approx(0.25)

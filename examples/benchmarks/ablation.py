@@ -34,6 +34,7 @@ TRAINED = {
         "label_weight": 0.0,
         "inference": "mean",
     },
+    "no path loss": {"path_weight": 0.0},
     "constant covariance": {"covariance": "constant"},
     "attention covariance": {"covariance": "attention"},
     "residual covariance": {"covariance": "residual"},

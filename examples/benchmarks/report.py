@@ -171,8 +171,9 @@ def shifts(store, problem):
             ):
                 table = summaries.by_column(chosen, column)
                 sections.append(Section(f"NLL by {what}, {name}", f"Mean over {over}.", table))
-    if results["part"].nunique() > 3:  # more than the test part and what is no part
-        text = "After temperature scaling, over all parts with labels; each severity is a part."
+    if select(results, metric="nll")["part"].nunique() > 1:
+        text = "After temperature scaling, over all parts with labels; each severity is a part. "
+        text += "Over the seeds that all methods have."
         sections.append(Section("Mean ranks", text, summaries.ranks_over_parts(results)))
     found = summaries.outliers(results)
     if not found.empty:

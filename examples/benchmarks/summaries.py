@@ -143,18 +143,21 @@ def mean_ranks(results):
 def ranks_over_parts(results):
     """Return the mean rank of each method over all parts with labels, after temperature scaling.
 
-    1 is best. Each severity of a corruption counts as a part.
+    1 is best. Each severity of a corruption counts as a part. Only seeds that all methods have are
+    used: others have other draws of the corruptions.
     """
     columns = {}
+    n_methods = results["method"].nunique()
+    shared = results.groupby("seed")["method"].transform("nunique") == n_methods
     for metric in ("nll", "brier"):
-        means = select(results, metric=metric, scaling="temperature").pivot_table(
+        means = select(results[shared], metric=metric, scaling="temperature").pivot_table(
             index=["part", "severity"], columns="method", values="value", sort=False
         )
         ranks = means.round(4).rank(axis=1)  # what differs by less is a tie
         columns[f"mean rank, {metric}"] = ranks.mean().map("{:.2f}".format)
     seconds = select(results, metric="relative seconds").groupby("method")["value"].mean()
     columns["relative seconds"] = seconds.map("{:.2f}".format)
-    return in_order(pd.DataFrame(columns), results)
+    return in_order(pd.DataFrame(columns).fillna(""), results)
 
 
 def incomplete(results):
