@@ -157,7 +157,7 @@ def ranks_over_parts(results):
         columns[f"mean rank, {metric}"] = ranks.mean().map("{:.2f}".format)
     seconds = select(results, metric="relative seconds").groupby("method")["value"].mean()
     columns["relative seconds"] = seconds.map("{:.2f}".format)
-    return in_order(pd.DataFrame(columns).fillna(""), results)
+    return in_order(pd.DataFrame(columns), results)
 
 
 def incomplete(results):
