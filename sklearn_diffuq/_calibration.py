@@ -114,7 +114,7 @@ class Calibration:
     @property
     def has_noise(self):
         """Whether the path is anything but its mean."""
-        return self.scales.shared > 0 or self.scales.token > 0
+        return self.scales.any_noise
 
     def temperature_at(self, distance):
         """Return the temperature at standardised distances (n,), shape (n, 1), float64."""

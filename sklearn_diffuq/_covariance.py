@@ -39,6 +39,11 @@ class NoiseScales:
     token: float = 0.0
     distance: float = 0.0
 
+    @property
+    def any_noise(self):
+        """Whether the path is anything but its mean."""
+        return self.shared > 0 or self.token > 0
+
 
 def describe(h, mask=None):
     """Return the description of a state on which distances are measured, (n, 3d).
@@ -87,7 +92,7 @@ class GaussianProcessVariance(nn.Module):
     def rho(self, x):
         """Return the posterior variance at points `x` (n, p), in [0, 1], float64."""
         x = x.double()
-        k = torch.exp(-torch.cdist(x, self.states) / self.length)
+        k = torch.cdist(x, self.states).div_(-self.length).exp_()
         return (1 - ((k @ self.precision) * k).sum(1)).clamp(0, 1)
 
     def forward(self, h, mask=None):

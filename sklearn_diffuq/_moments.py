@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.stats import norm, qmc
 
-from sklearn_diffuq._propagation import chunks, mean_distance
+from sklearn_diffuq._propagation import chunks
 
 MAX_LINEARISED = 10  # logits per row that are followed: the largest ones
 N_MOMENT_DRAWS = 64
@@ -65,7 +65,7 @@ class LinearisedPath:
     start : Tensor of shape (n, n_steps)
         Standardised distance to the training data of the state that each step starts from.
     distance : Tensor of shape (n,)
-        Mean over the states that steps arrive at, see `PathEnd`.
+        Mean over the judged states, see `GaussianPath`.
     """
 
     logits: torch.Tensor
@@ -112,19 +112,20 @@ def linearise(path, backbone, batch, perturb=None):
     with torch.no_grad():
         h, context = backbone.embed(batch)
         h = h if perturb is None else perturb(h, context.mask)
-    nudges, seen = [], []
+    nudges, states = [], [h]
     with torch.enable_grad():
         for step in range(path.n_steps):
             mean = path.mean(h, step, context)
-            seen.append(path.distances(h.detach(), mean.detach(), step, context))
             nudges.append(torch.zeros_like(mean, requires_grad=True))
             h = mean + nudges[-1]
+            states.append(h.detach())
         logits = backbone.readout(h, context)
         top = logits.detach().topk(min(MAX_LINEARISED, logits.shape[1])).indices
         # Noise common to all logits changes nothing: where only some are followed, leave it out.
         centre = logits.mean(1, keepdim=True) if top.shape[1] < logits.shape[1] else 0.0
         followed = (logits - centre).gather(1, top).sum(0)
         gradients = [torch.autograd.grad(f, nudges, retain_graph=True) for f in followed]
+    distances = [path.distance(state, time, context) for time, state in enumerate(states)]
     shared, token = [], []
     for step in range(path.n_steps):
         g = torch.stack([gradient[step] for gradient in gradients], 1)  # (n, k, t, d)
@@ -140,8 +141,8 @@ def linearise(path, backbone, batch, perturb=None):
         top,
         torch.stack(shared, 1),
         torch.stack(token, 1),
-        torch.stack([z[:, 0] for z in seen], 1).double(),
-        mean_distance(torch.cat(seen, 1)).double(),
+        torch.stack(distances[:-1], 1).double(),
+        path.mean_distance(distances).double(),
     )
 
 
@@ -195,9 +196,9 @@ class MomentTable:
         """
         logits = logits.double()
         top = logits.topk(self.covariance.shape[1]).indices
-        # Sums and no matrix products: the last bits of these depend on a row's place in the batch.
-        differences = _margins(logits, top)[:, None] - self.margins
-        distance = differences.square().sum(2).sqrt()
+        # Without a matrix product, whose last bits depend on a row's place in the batch.
+        exact = "donot_use_mm_for_euclid_dist"
+        distance = torch.cdist(_margins(logits, top), self.margins, compute_mode=exact)
         nearest = distance.topk(min(N_NEIGHBOURS, len(self.margins)), largest=False)
         radius = nearest.values[:, -1:] * (1 + 1e-6) + 1e-12
         weight = 1 - (nearest.values / radius).square()

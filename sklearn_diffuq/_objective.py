@@ -156,9 +156,8 @@ class PathObjective:
 
     def _rolled_out(self, route, states, batch, context, y, weight, generator):
         path, n = GaussianPath(route.transition, route.covariance), len(y)
-        scales = route.covariance.scales
         # An antithetic pair of paths; without noise both would be the mean.
-        k = 2 if scales.shared > 0 or scales.token > 0 else 1
+        k = 2 if route.covariance.scales.any_noise else 1
         h = self._some_perturbed(states[0], context.mask, generator).repeat(k, 1, 1)
         tiled = context if k == 1 else self.backbone.embed(tile_batch(batch, k))[1]
         means = []

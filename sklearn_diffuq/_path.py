@@ -65,9 +65,9 @@ class GaussianTransition:
     mask : Tensor of shape (n, t) or None
         True for real tokens; None when all are.
     distance : Tensor of shape (n, m) or None
-        Standardised distances to the training data of the states that this step is the first to
-        see: the one it starts from, and with the last step also the one it ends in. None where
-        nothing depends on them.
+        Standardised distances to the training data of the judged states (see `GaussianPath`) that
+        this step is the first to see: the one it starts from, and with the last step also the one
+        it ends in. None where there are none, or nothing depends on them.
     """
 
     mean: Tensor
@@ -143,12 +143,21 @@ class GaussianPath:
     mean : Mean
     covariance : StateCovariance or None
         None is the deterministic path: every covariance is zero.
+
+    Attributes
+    ----------
+    judged : list of int
+        Times whose states tell how far a row is from the training data. What changes the embedding
+        need not change what the model makes of it: it counts only where no other state is known.
     """
 
     def __init__(self, mean, covariance=None):
         self.mean = mean
         self.covariance = covariance
         self.n_steps = mean.n_steps
+        known = [] if covariance is None else covariance.processes
+        times = [t for t, block in enumerate(mean.grid) if str(block) in known]
+        self.judged = times[1:] or times
 
     def to(self, device):
         """Move what belongs to the path, not the wrapped model, to `device`; return the path."""
@@ -165,12 +174,13 @@ class GaussianPath:
         """Return the same path with other `NoiseScales`."""
         return GaussianPath(self.mean, self.covariance.replace(scales=scales))
 
-    def distances(self, h, mean, step, context):
-        """Return the distances (n, m) of the states that `step` is the first to see."""
-        seen = [self.covariance.distance(h, self.mean.grid[step], context.mask)]
-        if step == self.n_steps - 1:
-            seen.append(self.covariance.distance(mean, self.mean.grid[-1], context.mask))
-        return torch.stack([z for z in seen if z is not None], 1)
+    def distance(self, h, time, context):
+        """Return the distance (n,) to the training data of the states `h` at a time, or None."""
+        return self.covariance.distance(h, self.mean.grid[time], context.mask)
+
+    def mean_distance(self, distances):
+        """Return the mean (n,) over the judged ones among the distances (n,) at all times."""
+        return torch.stack([distances[t] for t in self.judged], 1).mean(1)
 
     def __call__(self, h, step, context):
         """Return the `GaussianTransition` from state `h` (n, t, d) at time `step`."""
@@ -179,10 +189,16 @@ class GaussianPath:
         if self.covariance is None:
             factor = h.new_zeros(h.shape[-1], 1)
             return GaussianTransition(mean, factor, zero, zero[:, None, None], context.mask)
-        distance = None
-        if self.covariance.scales.distance > 0:
-            distance = self.distances(h, mean, step, context)
-        v = zero + 1 if distance is None else self.covariance.growth(distance[:, 0])
+        scales, start, seen = self.covariance.scales, None, []
+        if scales.distance > 0:
+            if step in self.judged or scales.any_noise:
+                start = self.distance(h, step, context)
+            if step in self.judged:
+                seen.append(start)
+            if step == self.n_steps - 1 and self.n_steps in self.judged:
+                seen.append(self.distance(mean, self.n_steps, context))
+        v = zero + 1 if start is None else self.covariance.growth(start)
         shared, token = self.covariance(v, step)
         factor = self.covariance.factor(step)
+        distance = torch.stack(seen, 1) if seen else None
         return GaussianTransition(mean, factor, shared, token, context.mask, distance)

@@ -1,5 +1,7 @@
 """Stage 5: from a calibrated path to numbers per row, in batches that a row cannot notice."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -8,14 +10,15 @@ from sklearn_diffuq._moments import moment_draws
 from sklearn_diffuq._propagation import (
     PathNoise,
     chunks,
-    mean_distance,
-    path_distances,
+    path_distance,
     path_probabilities,
     propagate,
 )
 
 
-def path_predictions(path, backbone, inputs, calibration, reduce, *, inference, n_samples, seed):
+def path_predictions(
+    path, backbone, inputs, calibration, reduce, *, inference, n_samples, seed, variance=False
+):
     """Propagate rows and reduce what comes out, chunk by chunk.
 
     Parameters
@@ -26,12 +29,14 @@ def path_predictions(path, backbone, inputs, calibration, reduce, *, inference, 
     calibration : Calibration
         Noise scales and temperature of `inference`.
     reduce : callable
-        ``reduce(proba, variance)`` takes the class probabilities of the paths, (K, m, n_classes),
-        and the variance of each step, (m, n_steps), and returns a list of arrays of length m.
+        ``reduce(proba)`` takes the class probabilities of the paths, (K, m, n_classes), and returns
+        a list of arrays of length m.
     inference : {"sampling", "moments", "mean"}
     n_samples : int
         Number of paths of "sampling".
     seed : int
+    variance : bool, default=False
+        Whether to append the variance of each step, (n, n_steps), to the results.
 
     Returns
     -------
@@ -39,12 +44,15 @@ def path_predictions(path, backbone, inputs, calibration, reduce, *, inference, 
         What `reduce` returned, of all rows.
     """
     device = backbone_device(backbone)
-    path = path.with_scales(calibration.scales).to(device)
-    draws, noise = None, None
+    scales, draws, noise = calibration.scales, None, None
     if calibration.has_noise and inference == "moments":
         draws = moment_draws(backbone.n_outputs, seed)
     elif calibration.has_noise and inference == "sampling":
         noise = PathNoise.of(path, n_samples, seed)
+    if noise is None and not variance:
+        # Noise on the way is not seen: do not measure how far the embedding is away for it.
+        scales = replace(scales, shared=0.0, token=0.0)
+    path = path.with_scales(scales).to(device)
     results = None
     with backbone.frozen(), torch.no_grad():
         for rows, batch in chunks(inputs, device, 1 if noise is None else n_samples):
@@ -54,7 +62,9 @@ def path_predictions(path, backbone, inputs, calibration, reduce, *, inference, 
                 growth = path.covariance.growth(end.distance)
                 logits = calibration.table.sample(logits[0], growth, draws)
             proba = path_probabilities(logits, calibration.temperature_at(end.distance)).numpy()
-            values = reduce(proba / proba.sum(2, keepdims=True), end.variance.numpy())
+            values = reduce(proba / proba.sum(2, keepdims=True))
+            if variance:
+                values.append(end.variance.numpy())
             if results is None:
                 results = [np.empty((len(inputs), *v.shape[1:])) for v in values]
             for result, value in zip(results, values, strict=True):
@@ -63,11 +73,11 @@ def path_predictions(path, backbone, inputs, calibration, reduce, *, inference, 
 
 
 def familiarity(path, backbone, inputs):
-    """Return minus the `mean_distance` of each row's states to the training data, (n,)."""
+    """Return minus the mean distance of each row's judged states to the training data, (n,)."""
     device = backbone_device(backbone)
     scores = np.empty(len(inputs))
     with backbone.frozen():
         for rows, batch in chunks(inputs, device):
-            distances = path_distances(path.to(device), backbone, batch)
-            scores[rows] = -mean_distance(distances)[: len(rows)].cpu().numpy()
+            distance = path_distance(path.to(device), backbone, batch)
+            scores[rows] = -distance[: len(rows)].cpu().numpy()
     return scores

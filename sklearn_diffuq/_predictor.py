@@ -107,8 +107,8 @@ class PredictionMixin(FromProbabilities):
         """Noise scales under the present `inference`."""
         return self.calibration_[self.inference].scales
 
-    def _predictive(self, X, reduce, inference=None, n_samples=None):
-        """Return what `reduce` makes of the probabilities and variances of the paths of `X`."""
+    def _predictive(self, X, reduce, inference=None, n_samples=None, variance=False):
+        """Return what `path_predictions` makes of the paths of `X`."""
         check_is_fitted(self)
         inference = inference or self.inference
         return path_predictions(
@@ -120,6 +120,7 @@ class PredictionMixin(FromProbabilities):
             inference=inference,
             n_samples=n_samples or self.n_samples,
             seed=self._seed,
+            variance=variance,
         )
 
     def predict_proba(self, X):
@@ -135,7 +136,7 @@ class PredictionMixin(FromProbabilities):
         proba : ndarray of shape (n, n_classes), float64
             Rows sum to one; columns follow `classes_`.
         """
-        (proba,) = self._predictive(X, lambda proba, variance: [proba.mean(0)])
+        (proba,) = self._predictive(X, lambda proba: [proba.mean(0)])
         return proba
 
     def sample_proba(self, X, n_samples=None):
@@ -156,7 +157,7 @@ class PredictionMixin(FromProbabilities):
         check_is_fitted(self)
         n_samples = n_samples or self.n_samples
 
-        def reduce(proba, variance):
+        def reduce(proba):
             proba = np.broadcast_to(proba, (n_samples, *proba.shape[1:]))
             return [proba.swapaxes(0, 1)]
 
@@ -182,11 +183,11 @@ class PredictionMixin(FromProbabilities):
             this model is unsure of, not what is knowable.
         """
 
-        def reduce(proba, variance):
+        def reduce(proba):
             parts = uncertainty_decomposition(proba)
-            return [parts.total, parts.aleatoric, parts.epistemic, variance]
+            return [parts.total, parts.aleatoric, parts.epistemic]
 
-        total, aleatoric, epistemic, variance = self._predictive(X, reduce)
+        total, aleatoric, epistemic, variance = self._predictive(X, reduce, variance=True)
         return Bunch(total=total, aleatoric=aleatoric, epistemic=epistemic, path_variance=variance)
 
     def score_samples(self, X):

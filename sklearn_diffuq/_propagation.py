@@ -97,14 +97,6 @@ def _tile(transition, k):
     return replace(transition, **{name: repeat(getattr(transition, name)) for name in per_row})
 
 
-def mean_distance(distances):
-    """Return the mean (n,) of distances (n, m), without that of the embedding if there are more.
-
-    What changes the embedding need not change what the model makes of it.
-    """
-    return distances[:, min(1, distances.shape[1] - 1) :].mean(1)
-
-
 @dataclass(frozen=True)
 class PathEnd:
     """Where paths have led, and what was seen on the way.
@@ -116,8 +108,8 @@ class PathEnd:
     variance : Tensor of shape (n, n_steps)
         Mean over paths, tokens and channels of the variance added by each step.
     distance : Tensor of shape (n,)
-        Standardised distance to the training data, mean over paths and over the states that steps
-        arrive at; zero where the path does not depend on it.
+        Standardised distance to the training data, mean over paths and judged states (see
+        `GaussianPath`); zero where the path does not depend on it.
     """
 
     outcome: torch.Tensor
@@ -133,7 +125,7 @@ class PathEnd:
 
         variance = torch.stack([over_paths(law.mean_variance()) for law in laws], 1)
         seen = [over_paths(law.distance) for law in laws if law.distance is not None]
-        distance = mean_distance(torch.cat(seen, 1)) if seen else variance.new_zeros(n)
+        distance = torch.cat(seen, 1).mean(1) if seen else variance.new_zeros(n)
         return PathEnd(state, variance, distance)
 
     def take(self, n):
@@ -208,15 +200,14 @@ def propagate(path, backbone, batch, noise=None):
 
 
 @torch.no_grad()
-def path_distances(path, backbone, batch):
-    """Return the standardised distances of the mean path's states to the data, (n, m)."""
+def path_distance(path, backbone, batch):
+    """Return the mean distance (n,) of the mean path's judged states to the training data."""
     h, context = backbone.embed(batch)
-    distances = []
+    distances = {0: path.distance(h, 0, context)} if 0 in path.judged else {}
     for step in range(path.n_steps):
-        mean = path.mean(h, step, context)
-        distances.append(path.distances(h, mean, step, context))
-        h = mean
-    return torch.cat(distances, 1)
+        h = path.mean(h, step, context)
+        distances[step + 1] = path.distance(h, step + 1, context)
+    return path.mean_distance(distances)
 
 
 def path_probabilities(logits, temperature):

@@ -11,7 +11,7 @@ from sklearn_diffuq._inputs import EncodedInputs, Ragged
 from sklearn_diffuq._moments import MomentTable, linearise_all
 from sklearn_diffuq._path import BlockwiseMean, GaussianPath, steps_of, time_grid
 from sklearn_diffuq._prediction import familiarity, path_predictions
-from sklearn_diffuq._propagation import PathNoise, path_distances, propagate, real_rows
+from sklearn_diffuq._propagation import PathNoise, path_distance, propagate, real_rows
 from sklearn_diffuq._statistics import collect_statistics
 
 NOISE = NoiseScales(0.3, 0.2, 0.1)
@@ -33,12 +33,12 @@ def texts(request):
     return backbone, inputs, path, table
 
 
-def _predict(texts, rows, inference, scales=NOISE):
+def _predict(texts, rows, inference, scales=NOISE, variance=True):
     backbone, inputs, path, table = texts
     return path_predictions(
         path, backbone, inputs.take(rows), Calibration(scales, 1.3, 0.0, table),
-        lambda proba, variance: [proba.swapaxes(0, 1), variance],
-        inference=inference, n_samples=4, seed=0,
+        lambda proba: [proba.swapaxes(0, 1)],
+        inference=inference, n_samples=4, seed=0, variance=variance,
     )  # fmt: skip
 
 
@@ -78,10 +78,23 @@ def test_padding_changes_no_path(texts):
             np.testing.assert_allclose(variance[row], end.variance[0], rtol=1e-3)
 
 
-def test_familiarity_is_minus_the_mean_distance_of_what_steps_arrive_at(texts):
+def test_familiarity_is_minus_the_distance_of_a_row_alone(texts):
     backbone, inputs, path, _ = texts
     scores = familiarity(path, backbone, inputs)
     with backbone.frozen():
         for row in range(10):
-            distances = path_distances(path, backbone, inputs.batch([row]))
-            assert scores[row] == pytest.approx(-float(distances[0, 1:].mean()), abs=1e-3)
+            distance = path_distance(path, backbone, inputs.batch([row]))
+            assert scores[row] == pytest.approx(-float(distance), abs=1e-3)
+
+
+@pytest.mark.parametrize("inference", ["moments", "mean"])
+def test_probabilities_alone_cost_no_distance_of_the_embedding(texts, inference, monkeypatch):
+    process, calls = texts[2].covariance.processes["0"], []
+    judge = process.forward
+    monkeypatch.setattr(process, "forward", lambda *args: calls.append(1) or judge(*args))
+    with_variance, _ = _predict(texts, np.arange(10), inference)
+    assert calls
+    calls.clear()
+    (alone,) = _predict(texts, np.arange(10), inference, variance=False)
+    assert not calls
+    np.testing.assert_array_equal(alone, with_variance)

@@ -16,7 +16,7 @@ from sklearn_diffuq._path import (
 from sklearn_diffuq._propagation import (
     PathNoise,
     mean_path,
-    path_distances,
+    path_distance,
     propagate,
     sample_paths,
 )
@@ -140,9 +140,10 @@ def test_the_states_that_steps_arrive_at_count_for_the_distance():
         for block in range(4):
             h = backbone.block(block, h, context)
             seen.append(path.covariance.distance(h, block + 1))
-        distances = path_distances(path, backbone, batch)
-    torch.testing.assert_close(distances, torch.stack(seen, 1))
-    torch.testing.assert_close(end.distance, torch.stack(seen[1:], 1).mean(1))
+        distance = path_distance(path, backbone, batch)
+    expected = torch.stack(seen[1:], 1).mean(1)
+    torch.testing.assert_close(distance, expected)
+    torch.testing.assert_close(end.distance, expected)
 
 
 def test_noise_grows_with_the_distance_of_the_state_that_a_step_starts_from():
@@ -154,3 +155,14 @@ def test_noise_grows_with_the_distance_of_the_state_that_a_step_starts_from():
     torch.testing.assert_close(law.shared_variance, 0.09 * v)
     expected = law.shared_variance[:, None] * law.factor.square().sum(1) + law.token_variance[:, 0]
     torch.testing.assert_close(law.mean_variance(), expected.mean(1))
+
+
+def test_the_embedding_counts_for_the_distance_where_no_other_state_is_known():
+    backbone, batch, path = _path("vit", NoiseScales(0.0, 0.0, 0.5))
+    for block in "1234":
+        del path.covariance.processes[block]
+    path = GaussianPath(path.mean, path.covariance)
+    with backbone.frozen(), torch.no_grad():
+        h, _ = backbone.embed(batch)
+        end = propagate(path, backbone, batch)
+    torch.testing.assert_close(end.distance, path.covariance.distance(h, 0))
