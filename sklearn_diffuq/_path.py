@@ -107,6 +107,7 @@ class Mean(Protocol):
     """A transition mean: the frozen blocks, or the unified network."""
 
     n_steps: int
+    grid: tuple
 
     def __call__(self, h: Tensor, step: int, context) -> Tensor: ...
 

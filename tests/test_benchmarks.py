@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import inference
 import numpy as np
 import pandas as pd
 import pytest
@@ -336,3 +337,26 @@ def test_parts_keep_what_they_are_when_labels_are_encoded():
     assert prepared.parts[0].shares is first.shares
     assert prepared.parts[1].severity == 2
     assert prepared.parts[2].y is None
+
+
+def test_kinds_of_inference_are_summed_up_over_seeds():
+    lines = [
+        ("images", seed, method, metric, value)
+        for seed in (0, 1)
+        for method, difference in (("moments", 0.001 * (1 - 3 * seed)), ("256 paths", 0.0))
+        for metric, value in (
+            ("noise", float(seed)),
+            ("nll", 0.4 + difference),
+            ("difference", difference),
+            ("same class", 98 + seed),
+        )
+    ]
+    lines += [("images", seed, "moments", "relative seconds", 1.2 + seed / 10) for seed in (0, 1)]
+    results = pd.DataFrame(lines, columns=["problem", "seed", "method", "metric", "value"])
+    moments, paths = inference.summary(results).to_dict("records")
+    assert moments["of them with noise"] == 1
+    assert moments["largest"] == "0.0020"
+    assert moments["less that of 256 paths"].startswith("-0.0005 ± ")
+    assert moments["same class"] == "98.5%"
+    assert moments["seconds relative to mean"].startswith("1.25 ± ")
+    assert paths["seconds relative to mean"] == ""

@@ -230,6 +230,21 @@ def test_rank_is_judged_on_random_rows_of_sorted_data(vit, monkeypatch):
     assert torch.equal(torch.unique(judged[0].y), classes)
 
 
+def test_the_automatic_rank_does_not_depend_on_the_seed(vit, monkeypatch):
+    _share_blocks_up_to_low_rank(vit, 2)
+    training, held_out = _labelled(vit, 200), _labelled(vit, 200)
+    choose, chosen = _transition_fitting.choose_rank, []
+    monkeypatch.setattr(
+        _transition_fitting, "choose_rank", lambda *args: chosen.append(choose(*args)) or 4
+    )
+    with vit.frozen(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for seed in range(4):
+            shuffled = held_out.take(np.random.default_rng(seed).permutation(len(held_out)))
+            _fit(vit, training, shuffled, rank="auto", seed=seed)
+    assert chosen == [4] * 4
+
+
 def test_states_kept_do_not_grow_with_the_rows(vit, monkeypatch):
     monkeypatch.setattr(_fitting, "MAX_STATISTICS_ROWS", 50)
     seen = _spy_on_statistics(monkeypatch)

@@ -70,12 +70,12 @@ TABLES = ("heart", "contraceptive", "vehicle", "digits")
 def image_controls(**training):
     """Return name -> method."""
     variants = {**TRAINED, **STEPS, **UNTRAINED}
-    fitted = {name: {**vision.UNIFIED, **options} for name, options in variants.items()}
+    fitted = {name: {**vision.UNIFIED, **training, **options} for name, options in variants.items()}
     methods = {
         "backbone": backbone()["backbone"],
         "backbone, trained longer": Method(partial(trained_longer, **training)),
     }
-    for name, method in diffusions(fitted, **training).items():
+    for name, method in diffusions(fitted).items():
         methods[name] = method
         if name == SEVERAL:
             for n in (2, 8):

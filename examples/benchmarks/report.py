@@ -25,6 +25,7 @@ TITLES = {
     "tables-early-stopping": "Tables: trained with early stopping",
     "ablation": "Controls on Fashion-MNIST",
     "ablation-tables": "Controls on four tables",
+    "inference": "Moments and drawn paths",
 }
 NO_RESULTS = "No results are recorded for this version of the package."
 UNITS = (

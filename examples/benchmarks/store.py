@@ -90,8 +90,8 @@ class Store:
 def this_run():
     """Return the command, date, versions and machine of this process."""
     arguments = sys.argv[1:]
-    if "--output" in arguments:  # changes no result, and names a folder of this machine
-        start = arguments.index("--output")
+    for option in {"--output", "--rst"} & set(arguments):  # change no result, name a folder here
+        start = arguments.index(option)
         del arguments[start : start + 2]
     return {
         "command": f"python examples/benchmarks/{shlex.join([Path(sys.argv[0]).name, *arguments])}",
