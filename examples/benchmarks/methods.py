@@ -4,6 +4,7 @@ A method is fitted by a function of the frozen wrapped classifier, the training 
 calibration rows, each a pair (X, y) with labels 0 to K - 1, and a seed.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +36,15 @@ def as_is(frozen, train, calibration, seed):
 def scikit_learn(frozen, train, calibration, seed, *, method):
     """Fit a calibration of scikit-learn on the calibration rows."""
     return CalibratedClassifierCV(frozen, method=method).fit(*calibration)
+
+
+def venn_abers(frozen, train, calibration, seed):
+    """Fit the Venn-ABERS calibration of MAPIE on the calibration rows, one class against one."""
+    from mapie.calibration import VennAbersCalibrator
+
+    # It divides zero by zero on purpose, at the ends of its steps.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="mapie")
+    return VennAbersCalibrator(frozen, cv="prefit").fit(*calibration)
 
 
 def diffusion(frozen, train, calibration, seed, **options):
@@ -127,6 +137,7 @@ def registry(unified=None, rivals=None, **shared):
     own = {name: {**shared, **(rivals or {}).get(name, {})} for name in RIVALS}
     return {
         **backbone(),
+        "Venn-ABERS": Method(venn_abers),
         **{m: Method(partial(rival, name=cls, **own[m])) for m, cls in RIVALS.items()},
         **diffusions(
             {

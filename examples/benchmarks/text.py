@@ -29,8 +29,8 @@ from sklearn_diffuq.datasets import corrupt_texts, fetch_amazon_reviews, fetch_m
 
 CORRUPTIONS = ("typos", "drop_words")
 FULL = {"train": 6_000, "calibration": 1_500, "test": 3_105, "products": 3_000, "shift": 300}
-QUICK = {"train": 300, "calibration": 100, "test": 120, "products": 24, "shift": 12}
-QUICK_UNIFIED = {"rank": 32}  # the automatic choice of a rank tries several
+QUICK = {"train": 400, "calibration": 400, "test": 300, "products": 200, "shift": 40}
+QUICK_UNIFIED = {"rank": None}  # what "auto" takes on all rows, without trying several
 QUICK_TRAINING = {"max_epochs": 1}
 
 

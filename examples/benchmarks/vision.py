@@ -34,8 +34,8 @@ OUTLIERS = ("digits", "inverted", "shuffled", "blank", "saturated")
 # A quarter of the parameters of the blocks.
 UNIFIED = {"n_steps": 4, "rank": 22, "max_epochs": 12}
 FULL = {"train": 20_000, "calibration": 3_000, "test": 10_000, "shift": 1_000}
-QUICK = {"train": 4_000, "calibration": 1_000, "test": 1_000, "shift": 200}
-QUICK_TRAINING = {"max_epochs": 5}
+QUICK = {"train": 6_000, "calibration": 1_000, "test": 1_000, "shift": 200}
+QUICK_TRAINING = {"max_epochs": 7}
 
 
 def load_model():
