@@ -303,12 +303,14 @@ def test_ranks_and_means_over_parts():
 
 
 def test_outliers_have_a_mean_over_their_kinds():
+    kinds = {"digits": 0.6, "blank": 0.8, "unseen letters": 0.3}
     rows = [("p", seed, "m", part, 0, "raw", "auroc, entropy", value + 0.1 * seed)
-            for seed in (0, 1) for part, value in (("digits", 0.6), ("blank", 0.8))]  # fmt: skip
+            for seed in (0, 1) for part, value in kinds.items()]  # fmt: skip
     rows += [(*row[:6], "fpr95, entropy", 0.5) for row in rows]
     table = outliers(pd.DataFrame(rows, columns=COLUMNS)).set_index("part")
     half = 12.7062 * 5  # 70 and 80 percent
     assert table["auroc"]["mean"] == f"75.0 ± {half:.1f}"
+    assert table["auroc"]["unseen mean"] == f"35.0 ± {half:.1f}"
 
 
 def test_the_documentation_gets_what_there_is(finished, tmp_path):

@@ -169,15 +169,20 @@ def incomplete(results):
 
 
 def outliers(results):
-    """Return AUROC and FPR95 in percent for each method, kind of outlier, and score, and means."""
+    """Return AUROC and FPR95 in percent for each method, kind of outlier, and score, and means.
+
+    Kinds whose name starts with "unseen" have a mean of their own.
+    """
     columns = ["method", "part", "score", "auroc", "fpr95"]
     chosen = results[results["metric"].str.match("auroc, |fpr95, ")]
     if chosen.empty:
         return pd.DataFrame(columns=columns)
     split = chosen["metric"].str.split(", ", n=1, expand=True)
     chosen = chosen.assign(kind=split[0], score=split[1], value=100 * chosen["value"])
-    mean = chosen.groupby(["method", "seed", "score", "kind"], sort=False)["value"].mean()
-    chosen = pd.concat([chosen, mean.reset_index().assign(part="mean")])
+    over = chosen["part"].str.startswith("unseen").map({True: "unseen mean", False: "mean"})
+    keys = ["method", "seed", "score", "kind"]
+    mean = chosen.assign(part=over).groupby([*keys, "part"], sort=False)["value"].mean()
+    chosen = pd.concat([chosen, mean.reset_index()])
     grouped = chosen.groupby(["method", "part", "score", "kind"], sort=False)["value"]
     table = grouped.agg(lambda v: interval(v, 1)).unstack().reset_index()
     return table[columns]

@@ -2,12 +2,12 @@
 
 import numpy as np
 from scipy import ndimage
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, load_sample_images
 from sklearn.utils import check_random_state
 
 from sklearn_diffuq.datasets._corruptions import check_images
 
-_KINDS = ("digits", "inverted", "shuffled", "blank", "saturated")
+_KINDS = ("digits", "inverted", "shuffled", "blank", "saturated", "letters", "photographs")
 
 
 def out_of_distribution_images(X, kind, *, random_state=None):
@@ -17,13 +17,16 @@ def out_of_distribution_images(X, kind, *, random_state=None):
     ----------
     X : array-like of shape (n_samples, n_channels, height, width)
         Images with pixels in [0, 1].
-    kind : {"digits", "inverted", "shuffled", "blank", "saturated"}
+    kind : {"digits", "inverted", "shuffled", "blank", "saturated", "letters", "photographs"}
         - "digits": handwritten digits of :func:`sklearn.datasets.load_digits`, enlarged to the
           size of `X`, in random order and repeated where `X` has more rows.
         - "inverted": ``1 - X``.
         - "shuffled": the pixels of each image in a random order of its own; same histogram.
         - "blank": all pixels 0.
         - "saturated": all pixels 1.
+        - "letters": a white printed letter, A to Z, of random size in the middle of black.
+        - "photographs": random square crops, grey, of the two photographs of
+          :func:`sklearn.datasets.load_sample_images`, brought to the size of `X`.
     random_state : int, RandomState instance or None, default=None
         Pass an int for the same result in every call.
 
@@ -57,6 +60,10 @@ def out_of_distribution_images(X, kind, *, random_state=None):
         return np.zeros_like(X)
     if kind == "saturated":
         return np.ones_like(X)
+    if kind in ("letters", "photographs"):
+        make = _letter if kind == "letters" else _photograph_crops()
+        images = np.stack([make(X.shape[2:], rng) for _ in X])
+        return np.repeat(images[:, None], X.shape[1], axis=1).astype(X.dtype)
     raise ValueError(f"kind must be one of {list(_KINDS)}, got {kind!r}.")
 
 
@@ -67,3 +74,29 @@ def _digits(shape, rng):
     zoom = (1, height / digits.shape[1], width / digits.shape[2])
     enlarged = np.clip(ndimage.zoom(digits[rows], zoom, order=1), 0, 1)
     return np.repeat(enlarged[:, None], n_channels, axis=1)
+
+
+def _letter(shape, rng):
+    from PIL import Image, ImageDraw, ImageFont
+
+    height, width = shape
+    font = ImageFont.load_default(rng.uniform(0.7, 1.1) * min(shape))
+    image = Image.new("L", (width, height))
+    letter = chr(ord("A") + rng.randint(26))
+    ImageDraw.Draw(image).text((width / 2, height / 2), letter, 255, font, anchor="mm")
+    return np.asarray(image) / 255
+
+
+def _photograph_crops():
+    """Return a function that cuts a random square out of a photograph."""
+    photographs = [image.mean(axis=2) / 255 for image in load_sample_images().images]
+
+    def crop(shape, rng):
+        photograph = photographs[rng.randint(len(photographs))]
+        side = rng.randint(28, 201)
+        top, left = (rng.randint(size - side + 1) for size in photograph.shape)
+        square = photograph[top : top + side, left : left + side]
+        zoom = [size / side for size in shape]
+        return np.clip(ndimage.zoom(square, zoom, order=1, mode="nearest"), 0, 1)
+
+    return crop

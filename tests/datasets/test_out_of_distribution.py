@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 
 from sklearn_diffuq.datasets import out_of_distribution_images
 
-KINDS = ("digits", "inverted", "shuffled", "blank", "saturated")
+KINDS = ("digits", "inverted", "shuffled", "blank", "saturated", "letters", "photographs")
 
 
 @pytest.fixture
@@ -49,6 +49,16 @@ def test_shuffled_keeps_pixels_and_channels_together(images):
 def test_constant_images(images):
     assert np.all(out_of_distribution_images(images, "blank") == 0)
     assert np.all(out_of_distribution_images(images, "saturated") == 1)
+
+
+@pytest.mark.parametrize("shape", [(28, 28), (9, 14)])
+@pytest.mark.parametrize("kind", ["letters", "photographs"])
+def test_images_of_something_differ_and_have_contrast(kind, shape):
+    made = out_of_distribution_images(np.zeros((40, 2, *shape)), kind, random_state=0)
+    assert made.shape == (40, 2, *shape)
+    assert np.array_equal(made[:, 0], made[:, 1])
+    assert len(np.unique(made.reshape(40, -1), axis=0)) > 30
+    assert np.mean(made.std(axis=(1, 2, 3)) > 0.05) > 0.6  # some show the sky
 
 
 def test_errors(images):
