@@ -94,7 +94,7 @@ def run_section(store):
         commands = ", ".join(f"{run['date']}: `{run['command']}`" for run in runs)
         lines.append(f"{commands} ({machine}; {versions}).")
     if store.info["settings"].get("quick"):
-        lines.append("A quick run on few rows: it shows that the benchmark works, not who wins.")
+        lines.append("A quick run on few rows and one seed: the order of the methods is rough.")
     lines.append(f"Seeds: {store.results['seed'].nunique()}. Settings: {_settings(store)}.")
     missing = summaries.incomplete(store.results)
     if missing:
