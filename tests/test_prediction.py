@@ -11,7 +11,7 @@ from sklearn_diffuq._inputs import EncodedInputs, Ragged
 from sklearn_diffuq._moments import MomentTable, linearise_all
 from sklearn_diffuq._path import BlockwiseMean, GaussianPath, steps_of, time_grid
 from sklearn_diffuq._prediction import familiarity, path_predictions
-from sklearn_diffuq._propagation import PathNoise, path_distance, propagate, real_rows
+from sklearn_diffuq._propagation import PathNoise, propagate, real_rows
 from sklearn_diffuq._statistics import collect_statistics
 
 NOISE = NoiseScales(0.3, 0.2, 0.1)
@@ -78,13 +78,17 @@ def test_padding_changes_no_path(texts):
             np.testing.assert_allclose(variance[row], end.variance[0], rtol=1e-3)
 
 
-def test_familiarity_is_minus_the_distance_of_a_row_alone(texts):
+def test_familiarity_is_minus_the_mean_distance_of_what_steps_arrive_at(texts):
     backbone, inputs, path, _ = texts
     scores = familiarity(path, backbone, inputs)
-    with backbone.frozen():
+    with backbone.frozen(), torch.no_grad():
         for row in range(10):
-            distance = path_distance(path, backbone, inputs.batch([row]))
-            assert scores[row] == pytest.approx(-float(distance), abs=1e-3)
+            h, context = backbone.embed(inputs.batch([row]))
+            distances = []
+            for block in range(3):
+                h = backbone.block(block, h, context)
+                distances.append(float(path.covariance.distance(h, block + 1, context.mask)))
+            assert scores[row] == pytest.approx(-np.mean(distances), abs=1e-3)
 
 
 @pytest.mark.parametrize("inference", ["moments", "mean"])

@@ -6,8 +6,8 @@
 The students of the images are those of ``ablation.py``, trained on a fifth of the images; the texts
 are followed through the wrapped model's own blocks at full rank, which is what ``rank="auto"``
 takes on them, with all held-out texts. Every kind of inference has the noise scales and the
-temperature that the same fit has calibrated for it. 256 paths take a minute per hundred rows, so
-that few rows are judged; all kinds are judged on the same ones.
+temperature that the same fit has calibrated for it. 256 paths of texts take minutes per hundred
+rows, so that few are judged; all kinds are judged on the same ones.
 """
 
 import argparse

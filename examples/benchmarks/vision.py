@@ -5,8 +5,9 @@
 
 All methods get the same 3,000 calibration images and are judged on the 10,000 test images, on 1,000
 of them under five corruptions of five severities, and on as many images of other kinds; temperature
-and noise are fitted on clean images only. The diffusion has 4 steps of rank 22. Seeds change the
-training of the methods and the draws of the corruptions; the model and the split are the same.
+and noise are fitted on clean images only. The diffusion has 4 steps of rank 22 and 12 epochs. Seeds
+change the training of the methods and the draws of the corruptions; the model and the split are the
+same.
 
 The data are read from the folder that ``SKLEARN_DIFFUQ_DATA`` names (see
 `sklearn_diffuq.datasets.fetch_fashion_mnist`); the model's weights lie in
