@@ -18,15 +18,16 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn_diffuq._covariance import NoiseScales
 from sklearn_diffuq._moments import MomentTable, linearise_all, moment_draws
 from sklearn_diffuq._perturbation import Perturbation
-from sklearn_diffuq._propagation import logits_of, propagate_all
+from sklearn_diffuq._propagation import PathNoise, logits_of, propagate_all
 
 LOG_TEMPERATURE_BOUNDS = (np.log(1e-2), np.log(1e2))
 MIN_NOISE_ROWS = 30  # fewer held-out rows fit a temperature only
 MAX_NOISE_ROWS = 2048  # more say little that is new about three scales
 MAX_PERTURBED_ROWS = 512
-MAX_SAMPLED_ROWS = 512  # for the paths that are really drawn
+MAX_SAMPLED_ROWS = 1024  # for the paths that are really drawn
+N_SAMPLED = 8  # of these paths for each row
 PERTURBED_WEIGHTS = (0.3, 0.1, 0.03, 0.01, 0.0)  # of the perturbed copies' loss, to be tried
-SHRINKAGE = (0.125, 0.35, 1.0)
+SHRINKAGE = (0.25, 0.5, 1.0)
 
 
 def path_nll(logits, y, temperature, weight=None):
@@ -256,7 +257,13 @@ def _check_converged(result):
         )
 
 
-def calibrate(path, backbone, held_out, *, noise=None, distance=True, seed=0, device="cpu"):
+def calibrate_mean(path, backbone, held_out, device="cpu"):
+    """Return the `Calibration` of a path's mean: one temperature, and no noise."""
+    logits = logits_of(path.with_scales(NoiseScales()), backbone, held_out.inputs, device=device)
+    return Calibration(NoiseScales(), *fit_temperature(logits, held_out.y, held_out.weight))
+
+
+def calibrate(path, backbone, held_out, *, sampling=False, distance=True, seed=0, device="cpu"):
     """Fit the noise scales and the temperatures of a path.
 
     Parameters
@@ -266,9 +273,10 @@ def calibrate(path, backbone, held_out, *, noise=None, distance=True, seed=0, de
     backbone : Backbone
     held_out : LabelledInputs
         Rows that nothing was trained on.
-    noise : PathNoise, default=None
-        Draws of the paths for "sampling". The linearised path overrates the noise that real
-        paths need, so its scales are then multiplied by the best of `SHRINKAGE`.
+    sampling : bool, default=False
+        Whether to draw paths for "sampling". The linearised path overrates the noise that real
+        paths need, so its scales are then multiplied by the best of `SHRINKAGE`. The draws differ
+        from batch to batch: the answer holds for paths in general, however many will be drawn.
     distance : bool, default=True
         Whether noise and temperature may grow with the distance to the training data.
     seed : int, default=0
@@ -278,9 +286,7 @@ def calibrate(path, backbone, held_out, *, noise=None, distance=True, seed=0, de
     -------
     calibrations : dict from {"mean", "moments", "sampling"} to Calibration
     """
-    plain = path.with_scales(NoiseScales())
-    logits = logits_of(plain, backbone, held_out.inputs, device=device)
-    mean = Calibration(NoiseScales(), *fit_temperature(logits, held_out.y, held_out.weight))
+    mean = calibrate_mean(path, backbone, held_out, device)
     if len(held_out) < MIN_NOISE_ROWS:
         return {"mean": mean, "moments": mean, "sampling": mean}
     # In random order, so that the first of them are a fair sample too.
@@ -296,10 +302,11 @@ def calibrate(path, backbone, held_out, *, noise=None, distance=True, seed=0, de
     moments = fit_noise(
         linearised, part.y, part.weight, perturbed=perturbed, distance=distance, seed=seed
     )
-    sampling = moments
-    if noise is not None and moments.has_noise:
-        sampling = _fit_sampling(path, backbone, part, moments.scales, noise, device)
-    return {"mean": mean, "moments": moments, "sampling": sampling}
+    drawn = moments
+    if sampling and moments.has_noise:
+        noise = PathNoise.of(path, N_SAMPLED, seed)
+        drawn = _fit_sampling(path, backbone, part, moments.scales, noise, device)
+    return {"mean": mean, "moments": moments, "sampling": drawn}
 
 
 def _fit_sampling(path, backbone, part, unit, noise, device):
@@ -309,7 +316,8 @@ def _fit_sampling(path, backbone, part, unit, noise, device):
     for factor in (0.0, *SHRINKAGE):
         scales = NoiseScales(factor * unit.shared, factor * unit.token, unit.distance)
         draws = noise if factor else None
-        end = propagate_all(path.with_scales(scales), backbone, part.inputs, draws, device)
+        scaled = path.with_scales(scales)
+        end = propagate_all(scaled, backbone, part.inputs, draws, device, common=False)
         logits = end.outcome / torch.exp(unit.distance * end.distance)[:, None]
         tried.append(Calibration(scales, *fit_temperature(logits, part.y, part.weight)))
     return min(tried, key=lambda calibration: calibration.nll)

@@ -331,7 +331,7 @@ class DiffusionCalibratedClassifier(
                 training,
                 held_out,
                 teacher=teacher if self.readout == "finetune" else wrapped.backbone_,
-                n_samples=self.n_samples if self.inference == "sampling" else None,
+                sampling=self.inference == "sampling",
                 step_counts=step_counts(self.n_steps, wrapped.backbone_.n_blocks),
                 weights={n: getattr(self, n) for n in _LOSS_WEIGHTS},
                 seed=seed,

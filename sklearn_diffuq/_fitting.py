@@ -6,10 +6,10 @@ import numpy as np
 import torch
 
 from sklearn_diffuq._attention import attention_covariance
-from sklearn_diffuq._calibration import calibrate
+from sklearn_diffuq._calibration import calibrate, calibrate_mean
 from sklearn_diffuq._covariance import describe, fit_covariance, principal_factors
 from sklearn_diffuq._path import BlockwiseMean, GaussianPath, steps_of, time_grid
-from sklearn_diffuq._propagation import PathNoise, real_rows
+from sklearn_diffuq._propagation import real_rows
 from sklearn_diffuq._statistics import RunningMoments, collect_statistics, token_mean
 from sklearn_diffuq._transition_fitting import fit_transition, random_rows
 
@@ -49,7 +49,7 @@ def fit_path(
     step_counts,
     covariance,
     noise_rank,
-    n_samples,
+    sampling,
     seed,
     **options,
 ):
@@ -62,8 +62,8 @@ def fit_path(
     training, held_out : LabelledInputs
     step_counts : sequence of int
         Numbers of steps to fit for.
-    n_samples : int or None
-        Number of paths to calibrate "sampling" for; None leaves that out.
+    sampling : bool
+        Whether to calibrate "sampling" too.
     seed : int
     **options : dict
         Further arguments of `fit_transition`. All other parameters are those of
@@ -88,17 +88,21 @@ def fit_path(
     first = next(iter(grids.values()))
     mean, history = BlockwiseMean(backbone, first), []
     if unified:
-        frozen = calibrate(
-            GaussianPath(mean, noise_model.on(first)), backbone, held_out, **calibration_options
-        )
+        frozen = GaussianPath(mean, noise_model.on(first))
+
+        def training_scales():
+            fitted = calibrate(frozen, backbone, held_out, **calibration_options)
+            return fitted["moments"].scales
+
         mean, history = fit_transition(
             backbone,
             list(grids.values()),
             statistics.moments,
-            noise_model.replace(scales=frozen["moments"].scales),
+            noise_model,
             training,
             held_out,
-            frozen=frozen["mean"],
+            frozen=calibrate_mean(frozen, backbone, held_out, device),
+            scales=training_scales,
             device=device,
             seed=seed,
             **options,
@@ -115,8 +119,9 @@ def fit_path(
     calibrations = {}
     for n, grid in grids.items():
         on_grid = path.on(grid)
-        noise = None if n_samples is None else PathNoise.of(on_grid, n_samples, seed)
-        calibrations[n] = calibrate(on_grid, backbone, held_out, noise=noise, **calibration_options)
+        calibrations[n] = calibrate(
+            on_grid, backbone, held_out, sampling=sampling, **calibration_options
+        )
     return FittedPath(path, grids, calibrations, mean.rank if unified else None, history)
 
 

@@ -43,7 +43,7 @@ class PathNoise:
     def __init__(self, n_paths, n_steps, rank, width, seed):
         self.n_paths = n_paths
         self.n_drawn = (n_paths + 1) // 2
-        self.width = width
+        self.shape = n_steps, rank, width
         self.seed = seed
         points = np.zeros((self.n_drawn, 0))
         if rank:
@@ -61,6 +61,11 @@ class PathNoise:
         width, rank = path.covariance.factor(0).shape
         return cls(n_paths, path.n_steps, rank, width, seed)
 
+    def redrawn(self, index):
+        """Return other draws of as many paths; the same `index` gives the same ones."""
+        seed = int(np.random.SeedSequence([self.seed, index]).generate_state(1)[0])
+        return PathNoise(self.n_paths, *self.shape, seed)
+
     def _antithetic(self, drawn):
         return torch.cat([drawn, -drawn])[: self.n_paths]
 
@@ -76,7 +81,7 @@ class PathNoise:
         if (step, index) not in self._tokens:
             seed = np.random.SeedSequence([self.seed, step, index]).generate_state(1)[0]
             generator = torch.Generator().manual_seed(int(seed))
-            shape = (self.n_drawn, _POSITIONS, self.width)
+            shape = (self.n_drawn, _POSITIONS, self.shape[-1])
             self._tokens[step, index] = torch.randn(shape, generator=generator)
         return self._tokens[step, index]
 
@@ -235,11 +240,17 @@ def real_rows(inputs, device="cpu"):
 
 
 @torch.no_grad()
-def propagate_all(path, backbone, inputs, noise=None, device="cpu"):
-    """Return the `PathEnd` of all rows on the CPU, float32; its outcome are logits (K, n, C)."""
+def propagate_all(path, backbone, inputs, noise=None, device="cpu", common=True):
+    """Return the `PathEnd` of all rows on the CPU, float32; its outcome are logits (K, n, C).
+
+    With `common` all rows get the same draws, as in predictions; without, each batch its own, so
+    that the Monte Carlo errors of a mean over rows cancel.
+    """
     parts, order = [], []
-    for rows, batch in chunks(inputs, device, 1 if noise is None else noise.n_paths):
-        parts.append(propagate(path, backbone, batch, noise).take(len(rows)))
+    n_paths = 1 if noise is None else noise.n_paths
+    for i, (rows, batch) in enumerate(chunks(inputs, device, n_paths)):
+        drawn = noise if common or noise is None else noise.redrawn(i)
+        parts.append(propagate(path, backbone, batch, drawn).take(len(rows)))
         order.append(rows)
     order = torch.argsort(torch.as_tensor(np.concatenate(order)))
     return PathEnd(

@@ -34,6 +34,7 @@ def fit_transition(
     rank,
     n_shared_blocks,
     frozen,
+    scales,
     teacher,
     device,
     seed,
@@ -48,7 +49,7 @@ def fit_transition(
         Time grids to fit for.
     moments : InputMoments
     covariance : StateCovariance
-        Of the frozen path, with the noise that the transition is trained under.
+        Of the frozen path.
     training, held_out : LabelledInputs
     rank : int, "auto" or None
         With "auto" and one step per block, the wrapped model's blocks come back where training
@@ -56,6 +57,8 @@ def fit_transition(
     n_shared_blocks : int
     frozen : Calibration
         Temperature and held-out loss of the wrapped model.
+    scales : callable
+        Returns the `NoiseScales` to train under; not called where nothing is trained.
     teacher : Backbone
         `backbone`, or the wrapped model of which it is a copy whose readout is to be trained.
     device : str
@@ -92,7 +95,7 @@ def fit_transition(
         history = train_transition(
             backbone,
             transition,
-            covariance,
+            covariance.replace(scales=scales()),
             grids,
             training,
             held_out,

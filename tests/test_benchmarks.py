@@ -1,6 +1,7 @@
 """The harness of the benchmarks: it is fair, it resumes, and its report is complete."""
 
 from dataclasses import replace
+from itertools import product
 
 import inference
 import numpy as np
@@ -353,12 +354,35 @@ def test_kinds_of_inference_are_summed_up_over_seeds():
             ("same class", 98 + seed),
         )
     ]
-    lines += [("images", seed, "moments", "relative seconds", 1.2 + seed / 10) for seed in (0, 1)]
+    for metric, value in (("relative seconds", 1.2), ("less all", -0.002), ("over rows", 0.1)):
+        lines += [("images", seed, "moments", metric, value + seed / 10) for seed in (0, 1)]
     results = pd.DataFrame(lines, columns=["problem", "seed", "method", "metric", "value"])
     moments, paths = inference.summary(results).to_dict("records")
     assert moments["of them with noise"] == 1
     assert moments["largest"] == "0.0020"
     assert moments["less that of 256 paths"].startswith("-0.0005 ± ")
-    assert moments["same class"] == "98.5%"
+    assert moments["less that of all paths, every row"].startswith("0.0480 ± ")
+    assert moments["± over rows"] == "0.1500"
+    assert moments["same class, percent"].startswith("98.5 ± ")
     assert moments["seconds relative to mean"].startswith("1.25 ± ")
-    assert paths["seconds relative to mean"] == ""
+    assert paths["seconds relative to mean"] == paths["± over rows"] == ""
+
+
+class _TwoKindsOfPaths:
+    """Half of the paths (in antithetic pairs) say .9, half say .5, at random for each batch."""
+
+    _seed = 0
+
+    def sample_proba(self, X, n_samples):
+        sure = np.random.default_rng(self._seed).random(n_samples // 2) < 0.5
+        p = np.where(np.concatenate([sure, sure]), 0.9, 0.5)[:, None].repeat(len(X), 1)
+        return np.stack([1 - p, p], 2)
+
+
+def test_the_loss_of_all_paths_is_estimated_from_few(monkeypatch):
+    monkeypatch.setattr(inference, "FRESH_ROWS", 1)
+    X, y = np.zeros((20_000, 1)), np.ones(20_000, dtype=int)
+    found = inference.all_paths_nll(_TwoKindsOfPaths(), X, y).mean()
+    limit = -np.log(0.7)
+    eight = np.mean([-np.log(np.mean(p)) for p in product((0.9, 0.5), repeat=4)])
+    assert found == pytest.approx(limit, abs=0.4 * (eight - limit))

@@ -21,7 +21,6 @@ from sklearn_diffuq._covariance import NoiseScales, fit_covariance
 from sklearn_diffuq._inputs import Dense, EncodedInputs, LabelledInputs
 from sklearn_diffuq._moments import LinearisedPath
 from sklearn_diffuq._path import BlockwiseMean, GaussianPath, steps_of, time_grid
-from sklearn_diffuq._propagation import PathNoise
 from sklearn_diffuq._statistics import collect_statistics
 
 
@@ -181,6 +180,6 @@ def test_paths_are_tried_on_random_rows_of_sorted_data(monkeypatch):
         statistics = collect_statistics(backbone, [{"x": x}], steps_of(grid), False)
         covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
         path = GaussianPath(BlockwiseMean(backbone, grid), covariance)
-        calibrate(path, backbone, held_out, noise=PathNoise.of(path, 2, seed=0))
+        calibrate(path, backbone, held_out, sampling=True)
     assert [len(part) for part in seen] == [90, 20, 20, 20, 20]
     assert torch.equal(torch.unique(seen[1]), torch.arange(3))

@@ -6,6 +6,7 @@ import torch
 from tiny_backbones import ALL
 
 from sklearn_diffuq._covariance import NoiseScales, fit_covariance
+from sklearn_diffuq._inputs import Dense, EncodedInputs
 from sklearn_diffuq._path import (
     BlockwiseMean,
     GaussianPath,
@@ -18,6 +19,7 @@ from sklearn_diffuq._propagation import (
     mean_path,
     path_distance,
     propagate,
+    propagate_all,
     sample_paths,
 )
 from sklearn_diffuq._statistics import collect_statistics
@@ -113,6 +115,28 @@ def test_without_noise_the_path_is_the_wrapped_model(name):
     assert torch.equal(mean.outcome[0], expected)
     assert all(torch.equal(logits, expected) for logits in sampled.outcome)
     assert torch.all(sampled.variance == 0)
+
+
+def test_draws_of_their_own_for_each_batch_average_out_over_rows():
+    backbone, batch, path = _path("vit", NoiseScales(1.0, 0.3))
+    x = batch["x"][:1].expand(512, -1, -1, -1).numpy()
+    inputs = EncodedInputs({"x": Dense(x)})
+
+    def mean_probability(end):
+        return torch.softmax(end.outcome.double(), -1)[..., 0].mean()
+
+    with backbone.frozen(), torch.no_grad():
+        noise = PathNoise.of(path, 8, seed=0)
+        many = PathNoise.of(path, 4096, seed=1)
+        expected = mean_probability(propagate(path, backbone, {"x": batch["x"][:1]}, many))
+        own = propagate_all(path, backbone, inputs, noise, common=False)
+        again = propagate_all(path, backbone, inputs, noise, common=False)
+        common = propagate_all(path, backbone, inputs, noise)
+    assert torch.equal(own.outcome, again.outcome)
+    assert torch.equal(common.outcome[:, 0], common.outcome[:, -1])
+    assert not torch.equal(own.outcome[:, 0], own.outcome[:, -1])
+    error = abs(mean_probability(own) - expected)
+    assert error < 0.3 * abs(mean_probability(common) - expected)
 
 
 @pytest.mark.parametrize("name", ALL)
