@@ -3,8 +3,8 @@
 Noise scales are not identified by imitating a deterministic model: only labels tell. The path is
 linearised around its mean, where the covariance of the logits is a known function of the scales;
 its negative log-likelihood is cheap and smooth, and is minimised in float64. How all of it grows
-away from the training data is told by perturbed copies of the rows, with a small weight. For
-sampling, real paths are then drawn with a few multiples of those scales, and the best one is taken.
+away from the training data is told by perturbed copies of the rows, with a small weight. Then real
+paths are drawn with a few multiples of those scales, and the best one is taken for sampling.
 """
 
 import warnings
@@ -24,7 +24,7 @@ LOG_TEMPERATURE_BOUNDS = (np.log(1e-2), np.log(1e2))
 MIN_NOISE_ROWS = 30  # fewer held-out rows fit a temperature only
 MAX_NOISE_ROWS = 2048  # more say little that is new about three scales
 MAX_PERTURBED_ROWS = 512
-MAX_SAMPLED_ROWS = 1024  # for the paths that are really drawn
+MAX_SAMPLED_ROWS = 512  # for the paths that are really drawn
 N_SAMPLED = 8  # of these paths for each row
 PERTURBED_WEIGHTS = (0.3, 0.1, 0.03, 0.01, 0.0)  # of the perturbed copies' loss, to be tried
 SHRINKAGE = (0.25, 0.5, 1.0)
@@ -257,14 +257,8 @@ def _check_converged(result):
         )
 
 
-def calibrate_mean(path, backbone, held_out, device="cpu"):
-    """Return the `Calibration` of a path's mean: one temperature, and no noise."""
-    logits = logits_of(path.with_scales(NoiseScales()), backbone, held_out.inputs, device=device)
-    return Calibration(NoiseScales(), *fit_temperature(logits, held_out.y, held_out.weight))
-
-
-def calibrate(path, backbone, held_out, *, sampling=False, distance=True, seed=0, device="cpu"):
-    """Fit the noise scales and the temperatures of a path.
+def calibrate(path, backbone, held_out, *, distance=True, seed=0, device="cpu"):
+    """Fit the noise scales and the temperatures of a path for every kind of inference.
 
     Parameters
     ----------
@@ -273,10 +267,6 @@ def calibrate(path, backbone, held_out, *, sampling=False, distance=True, seed=0
     backbone : Backbone
     held_out : LabelledInputs
         Rows that nothing was trained on.
-    sampling : bool, default=False
-        Whether to draw paths for "sampling". The linearised path overrates the noise that real
-        paths need, so its scales are then multiplied by the best of `SHRINKAGE`. The draws differ
-        from batch to batch: the answer holds for paths in general, however many will be drawn.
     distance : bool, default=True
         Whether noise and temperature may grow with the distance to the training data.
     seed : int, default=0
@@ -287,11 +277,24 @@ def calibrate(path, backbone, held_out, *, sampling=False, distance=True, seed=0
     calibrations : dict from {"mean", "moments", "sampling"} to Calibration
     """
     mean = calibrate_mean(path, backbone, held_out, device)
+    moments = calibrate_moments(path, backbone, held_out, distance, seed, device)
+    sampling = moments
+    if moments.has_noise:
+        sampling = _calibrate_sampling(path, backbone, held_out, moments.scales, seed, device)
+    return {"mean": mean, "moments": moments, "sampling": sampling}
+
+
+def calibrate_mean(path, backbone, held_out, device="cpu"):
+    """Return the `Calibration` of a path's mean: one temperature, and no noise."""
+    logits = logits_of(path.with_scales(NoiseScales()), backbone, held_out.inputs, device=device)
+    return Calibration(NoiseScales(), *fit_temperature(logits, held_out.y, held_out.weight))
+
+
+def calibrate_moments(path, backbone, held_out, distance=True, seed=0, device="cpu"):
+    """Return the `Calibration` of the linearised path; see `calibrate`."""
     if len(held_out) < MIN_NOISE_ROWS:
-        return {"mean": mean, "moments": mean, "sampling": mean}
-    # In random order, so that the first of them are a fair sample too.
-    rows = np.random.default_rng(seed).permutation(len(held_out))[:MAX_NOISE_ROWS]
-    part = held_out.take(rows)
+        return calibrate_mean(path, backbone, held_out, device)
+    part = _random_order(held_out, MAX_NOISE_ROWS, seed)
     linearised = linearise_all(path, backbone, part.inputs, device)
     perturbed = None
     if distance:
@@ -299,19 +302,20 @@ def calibrate(path, backbone, held_out, *, sampling=False, distance=True, seed=0
         perturb = Perturbation(torch.Generator().manual_seed(seed))
         copies = linearise_all(path, backbone, some.inputs, device, perturb)
         perturbed = copies, some.y
-    moments = fit_noise(
+    return fit_noise(
         linearised, part.y, part.weight, perturbed=perturbed, distance=distance, seed=seed
     )
-    drawn = moments
-    if sampling and moments.has_noise:
-        noise = PathNoise.of(path, N_SAMPLED, seed)
-        drawn = _fit_sampling(path, backbone, part, moments.scales, noise, device)
-    return {"mean": mean, "moments": moments, "sampling": drawn}
 
 
-def _fit_sampling(path, backbone, part, unit, noise, device):
-    """Try multiples of the scales of "moments", and no noise, on a part of the rows."""
-    part = part.take(np.arange(min(len(part), MAX_SAMPLED_ROWS)))
+def _calibrate_sampling(path, backbone, held_out, unit, seed, device):
+    """Return the best of the multiples `SHRINKAGE` of the scales `unit`, and of no noise.
+
+    The linearised path overrates the noise that real paths need, so real ones are drawn here. The
+    draws differ from batch to batch: the answer is about paths, however many will be drawn, and
+    not about a few draws.
+    """
+    part = _random_order(held_out, MAX_SAMPLED_ROWS, seed)
+    noise = PathNoise.of(path, N_SAMPLED, seed)
     tried = []
     for factor in (0.0, *SHRINKAGE):
         scales = NoiseScales(factor * unit.shared, factor * unit.token, unit.distance)
@@ -321,3 +325,9 @@ def _fit_sampling(path, backbone, part, unit, noise, device):
         logits = end.outcome / torch.exp(unit.distance * end.distance)[:, None]
         tried.append(Calibration(scales, *fit_temperature(logits, part.y, part.weight)))
     return min(tried, key=lambda calibration: calibration.nll)
+
+
+def _random_order(labelled, n_rows, seed):
+    """Return at most `n_rows` random rows in random order: the first of them are a fair sample."""
+    rows = np.random.default_rng(seed).permutation(len(labelled))[:n_rows]
+    return labelled.take(rows)

@@ -149,8 +149,8 @@ class DiffusionCalibratedClassifier(
     n_block_parameters_ : int
         Number of parameters of the wrapped model's blocks.
     calibration_ : dict from {"mean", "moments", "sampling"} to Calibration
-        Noise scales, temperature and held-out log loss of each kind of inference. Paths are drawn
-        for "sampling" if it was the `inference` of `fit`; else it is that of "moments".
+        Noise scales, temperature and held-out log loss of each kind of inference, so that
+        `inference` and `n_samples` can be set after `fit`.
     temperature_ : float
         Temperature of the logits under the present `inference`, for rows as far from the training
         data as its own rows are on average.
@@ -331,7 +331,6 @@ class DiffusionCalibratedClassifier(
                 training,
                 held_out,
                 teacher=teacher if self.readout == "finetune" else wrapped.backbone_,
-                sampling=self.inference == "sampling",
                 step_counts=step_counts(self.n_steps, wrapped.backbone_.n_blocks),
                 weights={n: getattr(self, n) for n in _LOSS_WEIGHTS},
                 seed=seed,

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from sklearn_diffuq._attention import attention_covariance
-from sklearn_diffuq._calibration import calibrate, calibrate_mean
+from sklearn_diffuq._calibration import calibrate, calibrate_mean, calibrate_moments
 from sklearn_diffuq._covariance import describe, fit_covariance, principal_factors
 from sklearn_diffuq._path import BlockwiseMean, GaussianPath, steps_of, time_grid
 from sklearn_diffuq._propagation import real_rows
@@ -49,7 +49,6 @@ def fit_path(
     step_counts,
     covariance,
     noise_rank,
-    sampling,
     seed,
     **options,
 ):
@@ -62,8 +61,6 @@ def fit_path(
     training, held_out : LabelledInputs
     step_counts : sequence of int
         Numbers of steps to fit for.
-    sampling : bool
-        Whether to calibrate "sampling" too.
     seed : int
     **options : dict
         Further arguments of `fit_transition`. All other parameters are those of
@@ -91,8 +88,7 @@ def fit_path(
         frozen = GaussianPath(mean, noise_model.on(first))
 
         def training_scales():
-            fitted = calibrate(frozen, backbone, held_out, **calibration_options)
-            return fitted["moments"].scales
+            return calibrate_moments(frozen, backbone, held_out, **calibration_options).scales
 
         mean, history = fit_transition(
             backbone,
@@ -116,12 +112,10 @@ def fit_path(
         if covariance == "residual":
             noise_model = _residual_covariance(backbone, mean, noise_model, some, noise_rank)
     path = GaussianPath(mean, noise_model)
-    calibrations = {}
-    for n, grid in grids.items():
-        on_grid = path.on(grid)
-        calibrations[n] = calibrate(
-            on_grid, backbone, held_out, sampling=sampling, **calibration_options
-        )
+    calibrations = {
+        n: calibrate(path.on(grid), backbone, held_out, **calibration_options)
+        for n, grid in grids.items()
+    }
     return FittedPath(path, grids, calibrations, mean.rank if unified else None, history)
 
 

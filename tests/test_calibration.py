@@ -180,6 +180,6 @@ def test_paths_are_tried_on_random_rows_of_sorted_data(monkeypatch):
         statistics = collect_statistics(backbone, [{"x": x}], steps_of(grid), False)
         covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
         path = GaussianPath(BlockwiseMean(backbone, grid), covariance)
-        calibrate(path, backbone, held_out, sampling=True)
+        calibrate(path, backbone, held_out)
     assert [len(part) for part in seen] == [90, 20, 20, 20, 20]
     assert torch.equal(torch.unique(seen[1]), torch.arange(3))

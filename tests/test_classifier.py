@@ -121,6 +121,14 @@ def test_one_seed_gives_one_answer(wrapped, table):
     assert not np.array_equal(a, c)
 
 
+@pytest.mark.parametrize("then", [{"inference": "mean"}, {"inference": "sampling", "n_samples": 4}])
+def test_inference_can_be_set_after_fit(wrapped, table, then):
+    clf = _fit(wrapped, table, transition="blockwise").set_params(**then)
+    fitted_for_it = _fit(wrapped, table, transition="blockwise", **then)
+    assert clf.calibration_["sampling"].scales == fitted_for_it.calibration_["sampling"].scales
+    assert np.array_equal(clf.predict_proba(table[2]), fitted_for_it.predict_proba(table[2]))
+
+
 def test_the_wrapped_model_is_never_changed(images):
     model, X, y = images
     model.train()

@@ -70,9 +70,7 @@ def all_paths_nll(classifier, X, y):
 def judge(data, seed):
     """Return kind of inference -> measured values on the test rows."""
     problem, options = load(data, seed)
-    classifier = diffusion(
-        problem.estimator, problem.train, problem.calibration, seed, inference="sampling", **options
-    )
+    classifier = diffusion(problem.estimator, problem.train, problem.calibration, seed, **options)
     kinds = {"mean": {"inference": "mean"}, "moments": {"inference": "moments"}}
     kinds |= {f"{n} paths": {"inference": "sampling", "n_samples": n} for n in N_PATHS}
     kinds = {name: copy.copy(classifier).set_params(**then) for name, then in kinds.items()}

@@ -115,7 +115,6 @@ def diffusions(variants, **shared):
         options = {**shared, **options}
         then = {"inference": "moments"}
         then |= {name: options.pop(name) for name in ("inference", "n_samples") if name in options}
-        options["inference"] = "sampling"  # a fit for it calibrates all kinds of inference
         fit = fits.setdefault(repr(sorted(options.items())), partial(diffusion, **options))
         methods[name] = Method(fit, then)
     return methods

@@ -26,6 +26,7 @@ TITLES = {
     "ablation": "Controls on Fashion-MNIST",
     "ablation-tables": "Controls on four tables",
     "inference": "Moments and drawn paths",
+    "border": "What a recalibration of texts could reach",
 }
 NO_RESULTS = "No results are recorded for this version of the package."
 UNITS = (
