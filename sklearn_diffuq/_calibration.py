@@ -24,8 +24,7 @@ LOG_TEMPERATURE_BOUNDS = (np.log(1e-2), np.log(1e2))
 MIN_NOISE_ROWS = 30  # fewer held-out rows fit a temperature only
 MAX_NOISE_ROWS = 2048  # more say little that is new about three scales
 MAX_PERTURBED_ROWS = 512
-MAX_SAMPLED_ROWS = 512  # for the paths that are really drawn
-N_SAMPLED = 8  # of these paths for each row
+N_SAMPLED = 8  # paths that are really drawn for each row
 PERTURBED_WEIGHTS = (0.3, 0.1, 0.03, 0.01, 0.0)  # of the perturbed copies' loss, to be tried
 SHRINKAGE = (0.25, 0.5, 1.0)
 
@@ -314,7 +313,7 @@ def _calibrate_sampling(path, backbone, held_out, unit, seed, device):
     draws differ from batch to batch: the answer is about paths, however many will be drawn, and
     not about a few draws.
     """
-    part = _random_order(held_out, MAX_SAMPLED_ROWS, seed)
+    part = _random_order(held_out, MAX_NOISE_ROWS, seed)
     noise = PathNoise.of(path, N_SAMPLED, seed)
     tried = []
     for factor in (0.0, *SHRINKAGE):

@@ -165,7 +165,7 @@ def test_paths_are_tried_on_random_rows_of_sorted_data(monkeypatch):
     x = torch.randn(90, 1, 16, 16)
     y = torch.arange(90) // 30
     held_out = LabelledInputs(EncodedInputs({"x": Dense(x.numpy())}), y, torch.ones(90))
-    monkeypatch.setattr(_calibration, "MAX_SAMPLED_ROWS", 20)
+    monkeypatch.setattr(_calibration, "MAX_NOISE_ROWS", 20)
     noisy = Calibration(NoiseScales(0.1, 0.1, 0.2), 1.0, 0.0)
     monkeypatch.setattr(_calibration, "fit_noise", lambda *args, **kwargs: noisy)
     seen = []
