@@ -9,6 +9,8 @@ from summaries import REFERENCE, SCALINGS, select
 
 from sklearn_diffuq.metrics import OODScoreDisplay, ReliabilityDisplay, RiskCoverageDisplay
 
+# Three times as many lines as there are colours can be told apart.
+plt.rc("axes", prop_cycle=plt.cycler(linestyle=["-", "--", ":"]) * plt.rcParams["axes.prop_cycle"])
 N_COLUMNS = 4
 SHOWN_SCORES = (("backbone", "max probability"), ("diffusion", "score_samples"))
 
@@ -17,6 +19,10 @@ def _save(figure, path):
     figure.savefig(path, dpi=80, bbox_inches="tight")
     plt.close(figure)
     return path
+
+
+def _legend_beside(ax):
+    ax.legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
 
 
 def _first_seed(store, problem):
@@ -56,6 +62,7 @@ def risk_coverage(store, problem, path):
         proba = _proba(rows, "raw")
         labels = np.arange(proba.shape[1])
         RiskCoverageDisplay.from_predictions(rows["y"], proba, labels=labels, name=method, ax=ax)
+    _legend_beside(ax)
     return _save(figure, path)
 
 
@@ -66,13 +73,13 @@ def nll_by_severity(results, problem, path):
     for ax, (scaling, title) in zip(axes, SCALINGS.items(), strict=True):
         for method, part in select(shifted, scaling=scaling).groupby("method", sort=False):
             mean = part.groupby("severity")["value"].mean()
-            style = "k--" if method == REFERENCE[0] else "-"
+            style = {"color": "k", "ls": "-."} if method == REFERENCE[0] else {}
             width = 3 if method == "diffusion" else 1.2  # ours, among a dozen lines
-            ax.plot(mean.index, mean, style, lw=width, marker="o", markersize=3, label=method)
+            ax.plot(mean.index, mean, lw=width, marker="o", markersize=3, label=method, **style)
         ax.set(xlabel="Severity", title=title, xticks=sorted(shifted["severity"].unique()))
         ax.set_yscale("log")
     axes[0].set_ylabel("NLL, mean over corruptions")
-    axes[1].legend(fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
+    _legend_beside(axes[1])
     return _save(figure, path)
 
 
