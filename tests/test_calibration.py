@@ -160,18 +160,20 @@ def test_growth_that_costs_ordinary_rows_is_refused():
     assert weighty.scales.distance == tried[cheap[0]][0][2]
 
 
-def test_paths_are_tried_on_random_rows_of_sorted_data(monkeypatch):
+def test_paths_are_tried_on_random_rows_of_sorted_data_with_draws_of_their_own(monkeypatch):
     backbone, _ = ALL["vit"]()
     x = torch.randn(90, 1, 16, 16)
     y = torch.arange(90) // 30
-    held_out = LabelledInputs(EncodedInputs({"x": Dense(x.numpy())}), y, torch.ones(90))
+    same = x[:1].expand_as(x).numpy()  # only draws can make the rows differ
+    held_out = LabelledInputs(EncodedInputs({"x": Dense(same)}), y, torch.ones(90))
     monkeypatch.setattr(_calibration, "MAX_NOISE_ROWS", 20)
     noisy = Calibration(NoiseScales(0.1, 0.1, 0.2), 1.0, 0.0)
     monkeypatch.setattr(_calibration, "fit_noise", lambda *args, **kwargs: noisy)
-    seen = []
+    seen, drawn = [], []
 
     def spy(logits, y, weight=None):
         seen.append(y)
+        drawn.append(logits)
         return fit_temperature(logits, y, weight)
 
     monkeypatch.setattr(_calibration, "fit_temperature", spy)
@@ -183,3 +185,5 @@ def test_paths_are_tried_on_random_rows_of_sorted_data(monkeypatch):
         calibrate(path, backbone, held_out)
     assert [len(part) for part in seen] == [90, 20, 20, 20, 20]
     assert torch.equal(torch.unique(seen[1]), torch.arange(3))
+    assert drawn[-1].shape[:2] == (_calibration.N_SAMPLED, 20)
+    assert not torch.allclose(drawn[-1][:, 0], drawn[-1][:, -1])

@@ -19,9 +19,11 @@ import numpy as np
 import text
 import torch
 from harness import OUTPUT, prepare, record
-from rendering import Section, markdown, rst
-from report import TITLES, run_section
+from rendering import Section
+from report import show_table
+from scipy.special import expit
 from scores import fit_temperature, log_probabilities
+from sklearn.base import clone
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
@@ -33,7 +35,7 @@ from store import Store
 BATCH = 64
 ROWS = {**text.FULL, "shift": 1_000}
 FLOOR = 1e-3  # no step of an isotonic map is certain, or undecided
-READOUT_PENALTY = 1e-3  # C of the readouts; they see 768 features of 1,500 texts
+READOUT_C = 1e-3  # of the readouts' logistic regressions; they see 768 features of 1,500 texts
 
 
 def confidence_map(margin, y, new_margin):
@@ -86,32 +88,22 @@ def scores(y, p):
 def judge():
     """Yield (part, map, measured values)."""
     problem = prepare(text.load(0, ROWS))
-    X_cal, y_cal = problem.calibration
-    log_proba = log_probabilities(problem.estimator, X_cal)
-    temperature = fit_temperature(log_proba, y_cal)
-    features = states(problem.estimator.estimator, X_cal)
-    readouts = [
-        make_pipeline(StandardScaler(), LogisticRegression(C=READOUT_PENALTY, max_iter=1000)).fit(
-            x, y_cal
-        )
-        for x in features
-    ]
-    for part in problem.parts[:2]:
+    frozen, (X_cal, y_cal) = problem.estimator, problem.calibration
+    temperature = fit_temperature(log_probabilities(frozen, X_cal), y_cal)
+    logistic = make_pipeline(StandardScaler(), LogisticRegression(C=READOUT_C, max_iter=1000))
+    readouts = [clone(logistic).fit(x, y_cal) for x in states(frozen.estimator, X_cal)]
+    for part in problem.parts:
         X, y = part.make(), part.y
-        log_proba = log_probabilities(problem.estimator, X)
-        margin = log_proba[:, 1] - log_proba[:, 0]
-        yield part.name, "temperature", scores(y, 1 / (1 + np.exp(-margin / temperature)))
-        for name, fit in (("confidence", confidence_map), ("border", border_map)):
-            yield part.name, f"{name}, fitted here", scores(y, cross_fitted(fit, margin, y))
-        for depth, (readout, x) in enumerate(
-            zip(readouts, states(problem.estimator.estimator, X), strict=True)
-        ):
-            yield part.name, f"readout at depth {depth}", scores(y, readout.predict_proba(x)[:, 1])
-    for part in problem.parts[2:]:
-        log_proba = log_probabilities(problem.estimator, part.make())
-        margin = log_proba[:, 1] - log_proba[:, 0]
-        p = 1 / (1 + np.exp(-margin / temperature))
-        yield f"{part.name}, severity {part.severity}", "temperature", scores(part.y, p)
+        margin = log_probabilities(frozen, X) @ [-1, 1]
+        name = f"{part.name}, severity {part.severity}" if part.severity else part.name
+        yield name, "temperature", scores(y, expit(margin / temperature))
+        if part.severity:
+            continue
+        for kind, fit in (("confidence", confidence_map), ("border", border_map)):
+            yield name, f"{kind}, fitted here", scores(y, cross_fitted(fit, margin, y))
+        for depth, x in enumerate(states(frozen.estimator, X)):
+            p = readouts[depth].predict_proba(x)[:, 1]
+            yield name, f"readout at depth {depth}", scores(y, p)
 
 
 def summary(results):
@@ -137,11 +129,7 @@ def main():
         for part, method, values in judge():
             records = [record(part, metric, value) for metric, value in values.items()]
             store.add(("Movie reviews", 0, method), records, {})
-    sections = [run_section(store), Section("Maps", "", summary(store.results))]
-    print(markdown(TITLES["border"], sections))
-    if options.rst:
-        page = rst(TITLES["border"], sections, "")
-        (options.rst / "border.inc").write_text(page, encoding="utf-8")
+    show_table(store, Section("Maps", "", summary(store.results)), options.rst)
 
 
 if __name__ == "__main__":

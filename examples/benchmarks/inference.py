@@ -22,8 +22,8 @@ import vision
 from costs import prediction_seconds
 from harness import OUTPUT, prepare, record
 from methods import diffusion
-from rendering import Section, markdown, rst
-from report import TITLES, run_section
+from rendering import Section
+from report import show_table
 from scipy import stats
 from scipy.special import logsumexp
 from scores import FLOOR, log_probabilities, row_nll
@@ -144,11 +144,7 @@ def main():
         for kind, values in judge(data, seed).items():  # ALL comes last
             records = [record("test", metric, value) for metric, value in values.items()]
             store.add((data, seed, kind), records, {})
-    sections = [run_section(store), Section("Moments and paths", "", summary(store.results))]
-    print(markdown(TITLES["inference"], sections))
-    if options.rst:
-        page = rst(TITLES["inference"], sections, "")
-        (options.rst / "inference.inc").write_text(page, encoding="utf-8")
+    show_table(store, Section("Moments and paths", "", summary(store.results)), options.rst)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,15 @@ def sections_of(store):
     return title, [run_section(store), *body, cost, full]
 
 
+def show_table(store, section, directory=None):
+    """Print what was run and one table; with a directory, write them for the documentation too."""
+    name = store.info["benchmark"]
+    sections = [run_section(store), section]
+    print(markdown(TITLES[name], sections))
+    if directory:
+        (directory / f"{name}.inc").write_text(rst(TITLES[name], sections, ""), encoding="utf-8")
+
+
 def run_section(store):
     """Return what was run, when, and with what."""
     lines = []
