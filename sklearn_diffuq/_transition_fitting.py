@@ -105,13 +105,14 @@ def fit_transition(
             seed=seed,
             **options,
         )
-        best = min(entry["valid_loss"] for entry in history)
-        if rank == "auto" and can_be_exact and best > frozen.nll + NLL_MARGIN:
+        after = [_logits(transition.on(grid), backbone, held_out, device) for grid in grids]
+        # of what was kept, which may be the start, and no epoch
+        kept = fit_temperature(after[0][None], held_out.y, held_out.weight)[1]
+        if rank == "auto" and can_be_exact and kept > frozen.nll + NLL_MARGIN:
             transition = start(None)
         else:
-            for grid in grids:
-                after = _logits(transition.on(grid), backbone, held_out, device)
-                _warn_of_lost_accuracy(after, before, held_out.y, chosen, len(grid) - 1)
+            for grid, logits in zip(grids, after, strict=True):
+                _warn_of_lost_accuracy(logits, before, held_out.y, chosen, len(grid) - 1)
     return transition.requires_grad_(False), history
 
 

@@ -101,6 +101,20 @@ def test_a_transition_larger_than_the_blocks_is_never_chosen(vit, monkeypatch):
     assert _choose(vit, n_shared_blocks=4) is None  # four shared matrices are the blocks
 
 
+def test_a_start_that_training_only_harms_is_kept_at_its_rank(vit):
+    _share_blocks_up_to_low_rank(vit, 2)
+    held_out = _labelled(vit, 200)
+    with vit.frozen():
+        fitted = _fit(vit, _labelled(vit, 60), held_out, rank="auto", lr=0.5)
+        expected = logits_of(
+            GaussianPath(BlockwiseMean(vit, time_grid(4, 4))), vit, held_out.inputs
+        )
+        found = logits_of(GaussianPath(fitted.path.mean), vit, held_out.inputs)
+    assert fitted.history[0]["valid_loss"] > 0.5  # no epoch is within the margin
+    assert fitted.rank == 4
+    assert (found - expected).abs().mean() < 0.1 * expected.std()
+
+
 @pytest.mark.parametrize("n_shared_blocks", [3, 9])
 def test_more_shared_blocks_than_steps_are_as_many_as_steps(vit, n_shared_blocks):
     options = {"n_shared_blocks": n_shared_blocks, "step_counts": (2,), "rank": "auto"}
