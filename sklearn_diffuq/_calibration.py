@@ -52,6 +52,29 @@ def path_nll(logits, y, temperature, weight=None):
     return loss.mean() if weight is None else (loss * weight).sum() / weight.sum()
 
 
+def all_paths_nll(logits, y, temperature, weight=None):
+    """Return `path_nll` of infinitely many paths, estimated from K antithetic ones.
+
+    K paths overrate the loss by about c / K, which speaks against noise wherever few are drawn.
+    Twice their loss less the mean loss of their halves is free of that (the jackknife).
+
+    Parameters
+    ----------
+    logits : Tensor of shape (K, n, n_classes)
+        Path k and path k + K / 2 have opposite draws; K is a multiple of four.
+    y, temperature, weight
+        As for `path_nll`.
+
+    Returns
+    -------
+    nll : Tensor
+        Weighted mean over rows, in nats. Its own error of order 1 / K^2 remains.
+    """
+    halves = logits.unflatten(0, (2, 2, -1)).transpose(0, 1).flatten(1, 2)  # pairs stay together
+    mean = sum(path_nll(half, y, temperature, weight) for half in halves) / 2
+    return 2 * path_nll(logits, y, temperature, weight) - mean
+
+
 def fit_temperature(logits, y, weight=None):
     """Fit a temperature in [0.01, 100] by `path_nll`, with a weak prior.
 
@@ -310,8 +333,9 @@ def _calibrate_sampling(path, backbone, held_out, unit, seed, device):
     """Return the best of the multiples `SHRINKAGE` of the scales `unit`, and of no noise.
 
     The linearised path overrates the noise that real paths need, so real ones are drawn here. The
-    draws differ from batch to batch: the answer is about paths, however many will be drawn, and
-    not about a few draws.
+    draws differ from batch to batch, and the multiples are compared by the loss of infinitely many
+    paths: the answer is about paths, and not about the few that are drawn. The temperature is the
+    best one for these few; the estimate for infinitely many has no minimum that can be trusted.
     """
     part = _random_order(held_out, MAX_NOISE_ROWS, seed)
     noise = PathNoise.of(path, N_SAMPLED, seed)
@@ -322,7 +346,10 @@ def _calibrate_sampling(path, backbone, held_out, unit, seed, device):
         scaled = path.with_scales(scales)
         end = propagate_all(scaled, backbone, part.inputs, draws, device, common=False)
         logits = end.outcome / torch.exp(unit.distance * end.distance)[:, None]
-        tried.append(Calibration(scales, *fit_temperature(logits, part.y, part.weight)))
+        temperature, nll = fit_temperature(logits, part.y, part.weight)
+        if factor:
+            nll = float(all_paths_nll(logits, part.y, temperature, part.weight))
+        tried.append(Calibration(scales, temperature, nll))
     return min(tried, key=lambda calibration: calibration.nll)
 
 

@@ -379,10 +379,10 @@ class _TwoKindsOfPaths:
         return np.stack([1 - p, p], 2)
 
 
-def test_the_loss_of_all_paths_is_estimated_from_few(monkeypatch):
+def test_fresh_paths_are_drawn_for_every_batch(monkeypatch):
     monkeypatch.setattr(inference, "FRESH_ROWS", 1)
     X, y = np.zeros((20_000, 1)), np.ones(20_000, dtype=int)
-    found = inference.all_paths_nll(_TwoKindsOfPaths(), X, y).mean()
+    found = inference.fresh_paths_nll(_TwoKindsOfPaths(), X, y).mean()
     limit = -np.log(0.7)
     eight = np.mean([-np.log(np.mean(p)) for p in product((0.9, 0.5), repeat=4)])
     assert found == pytest.approx(limit, abs=0.4 * (eight - limit))

@@ -1,6 +1,7 @@
 """Temperature and noise scales against optima that are known."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from sklearn_diffuq import _calibration
 from sklearn_diffuq._calibration import (
     PERTURBED_WEIGHTS,
     Calibration,
+    _calibrate_sampling,
     _NoiseLoss,
+    all_paths_nll,
     calibrate,
     fit_noise,
     fit_temperature,
@@ -63,6 +66,69 @@ def test_path_nll_averages_probabilities_and_weighs_rows():
     loss = -torch.softmax(logits.double() / 2, -1).mean(0)[torch.arange(7), y].log()
     expected = (loss * weight).sum() / weight.sum()
     assert float(path_nll(logits, y, 2.0, weight)) == pytest.approx(float(expected), rel=1e-12)
+
+
+class _NoisyMargins:
+    """Paths to two logits whose margin has normal noise in a share of the rows, and labels."""
+
+    def __init__(self, n, noise, share=1.0):
+        self.rng = np.random.default_rng(0)
+        self.noise = np.where(np.arange(n) < share * n, noise, 0.0)
+        self.margin = self.rng.normal(0, 3, n)
+        truth = self.margin + self.noise * self.rng.normal(size=n)
+        self.y = torch.as_tensor(self.rng.random(n) < 1 / (1 + np.exp(-truth))).long()
+        self.factor = 1.0
+
+    def with_scales(self, scales):
+        self.factor = scales.shared
+        return self
+
+    def draw(self, n_paths):
+        z = self.rng.normal(size=(n_paths // 2, len(self.y)))
+        noise = self.factor * self.noise * np.concatenate([z, -z])
+        logits = torch.as_tensor(self.margin + noise)[..., None]
+        return torch.cat([torch.zeros_like(logits), logits], 2)
+
+    def exact_nll(self, temperature):
+        x, weight = np.polynomial.hermite_e.hermegauss(81)
+        margins = self.margin + self.factor * self.noise * x[:, None]
+        p = weight / weight.sum() @ (1 / (1 + np.exp(-margins / temperature)))
+        return -np.log(np.where(self.y == 1, p, 1 - p)).mean()
+
+
+@pytest.mark.parametrize("noise", [1.0, 2.0])
+def test_the_loss_of_all_paths_is_estimated_from_eight(noise):
+    path = _NoisyMargins(100_000, noise)
+    logits, exact = path.draw(8), path.exact_nll(1.0)
+    eight = float(path_nll(logits, path.y, 1.0))
+    assert eight > exact + 0.0005
+    found = float(all_paths_nll(logits, path.y, 1.0))
+    assert found == pytest.approx(exact, abs=0.5 * (eight - exact))
+    weight = (torch.arange(100_000) < 500).double()
+    some = all_paths_nll(logits[:, :500], path.y[:500], 1.0)
+    assert float(all_paths_nll(logits, path.y, 1.0, weight)) == pytest.approx(float(some))
+
+
+def test_paths_get_the_noise_that_is_best_for_many_of_them(monkeypatch):
+    path = _NoisyMargins(20_000, 2.0, share=0.75)
+    distance = torch.linspace(-1, 1, 20_000)
+
+    def propagate_all(path, backbone, inputs, noise, device, common):
+        logits = path.draw(8 if noise else 2)
+        return SimpleNamespace(outcome=logits * torch.exp(distance)[:, None], distance=distance)
+
+    held_out = SimpleNamespace(inputs=None, y=path.y, weight=None)
+    monkeypatch.setattr(_calibration, "propagate_all", propagate_all)
+    monkeypatch.setattr(_calibration, "_random_order", lambda *args: held_out)
+    monkeypatch.setattr(_calibration, "PathNoise", SimpleNamespace(of=lambda *args: True))
+    found = _calibrate_sampling(path, None, held_out, NoiseScales(1.0, 0.0, 1.0), 0, "cpu")
+    few, many = {}, {}
+    for factor in (0.0, *_calibration.SHRINKAGE):
+        path.with_scales(NoiseScales(factor))
+        temperature, few[factor] = fit_temperature(path.draw(8), path.y)
+        many[factor] = path.exact_nll(temperature)
+    assert found.scales.shared == min(many, key=many.get) != min(few, key=few.get)
+    assert found.nll == pytest.approx(min(many.values()), abs=1e-3)
 
 
 def _linearised(margin, variance):

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import text
+import torch
 import vision
 from costs import prediction_seconds
 from harness import OUTPUT, prepare, record
@@ -25,11 +26,12 @@ from methods import diffusion
 from rendering import Section
 from report import show_table
 from scipy import stats
-from scipy.special import logsumexp
 from scores import FLOOR, log_probabilities, row_nll
 from store import Store
 from summaries import interval
 from tqdm import tqdm
+
+from sklearn_diffuq._calibration import all_paths_nll
 
 N_PATHS = (8, 256)
 REFERENCE = f"{max(N_PATHS)} paths"
@@ -47,23 +49,17 @@ def load(data, seed):
     return prepare(text.load(seed, n_rows)), {"rank": None}
 
 
-def all_paths_nll(classifier, X, y):
-    """Return the loss (n,) of infinitely many paths, estimated from `N_FRESH` for every row.
-
-    K paths overrate the loss by about c / K. Twice the loss of all less the mean loss of their
-    halves is free of that.
-    """
+def fresh_paths_nll(classifier, X, y):
+    """Return the loss (n,) of infinitely many paths, estimated from `N_FRESH` for every row."""
     nll = np.empty(len(y))
     order = np.argsort([len(x) for x in X], kind="stable")  # batches hold inputs of one length
     fresh = copy.copy(classifier)
     for start in range(0, len(y), FRESH_ROWS):
         rows = order[start : start + FRESH_ROWS]
         fresh._seed = classifier._seed + 1 + start
-        proba = fresh.sample_proba(X[rows], N_FRESH)[:, np.arange(len(rows)), y[rows]]
-        # antithetic pairs stand half of all paths apart, and stay together
-        log_p = np.log(np.maximum(proba, np.exp(FLOOR))).reshape(2, 2, N_FRESH // 4, len(rows))
-        halves = np.log(N_FRESH // 2) - logsumexp(log_p, axis=(0, 2))
-        nll[rows] = 2 * (np.log(N_FRESH) - logsumexp(log_p, axis=(0, 1, 2))) - halves.mean(0)
+        log_p = np.log(np.maximum(fresh.sample_proba(X[rows], N_FRESH), np.exp(FLOOR)))
+        for i, row in enumerate(rows):
+            nll[row] = all_paths_nll(*map(torch.as_tensor, (log_p[:, [i]], y[[row]])), 1.0)
     return nll
 
 
@@ -80,7 +76,7 @@ def judge(data, seed):
     X, y = problem.parts[0].make(), problem.parts[0].y
     few = slice(N_ROWS[data])
     reference = log_probabilities(kinds[REFERENCE], X[few])
-    everywhere = all_paths_nll(classifier, X, y)
+    everywhere = fresh_paths_nll(classifier, X, y)
     scales = classifier.calibration_["moments"].scales
     lines = {}
     for name, kind in kinds.items():
