@@ -2,14 +2,17 @@
 
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import inference
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from costs import parameters
 from harness import Part, Problem, prepare, run
 from methods import Method, as_is, backbone, diffusions
-from report import NO_RESULTS, write_report, write_rst
+from report import NO_RESULTS, name_of, write_report, write_rst
 from scipy.special import log_softmax, softmax
 from scores import (
     check_logits,
@@ -27,6 +30,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from store import COLUMNS, Store
 from summaries import incomplete, mean_ranks, outliers, over_parts, ranks_over_parts
+
+from sklearn_diffuq._covariance import NoiseScales
 
 SCIKIT_LEARN = backbone()
 
@@ -256,6 +261,27 @@ def test_the_report_has_every_result_and_what_was_run(finished):
 
 def lines_with_pictures(lines):
     return sum(line.startswith("![") for line in lines)
+
+
+def test_a_folder_with_a_title_of_its_own_is_a_section_of_its_own(tmp_path):
+    for folder, expected in (("vision-passes", "vision-passes"), ("mine", "vision")):
+        store = Store(tmp_path / folder)
+        store.start("vision", {})
+        assert name_of(store) == expected
+
+
+@pytest.mark.parametrize(("scales", "kept"), [((0, 0, 0), 0), ((0, 0, 0.1), 7), ((0.1, 0, 0), 7)])
+def test_what_distances_are_measured_with_counts_where_it_is_needed(scales, kept):
+    frozen = SimpleNamespace(backbone_=SimpleNamespace(module=torch.nn.Linear(9, 10)))
+    covariance = torch.nn.Module()
+    covariance.register_buffer("states", torch.zeros(7))
+    diffusion = SimpleNamespace(
+        n_block_parameters_=90,
+        n_parameters_=20,
+        noise_scale_=NoiseScales(*scales),
+        covariance_=covariance,
+    )
+    assert parameters(diffusion, frozen) == 100 - 90 + 20 + kept
 
 
 def test_means_and_intervals_in_the_report(finished):

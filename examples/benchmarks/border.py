@@ -5,10 +5,10 @@
 The model of ``text.py`` learned from movie reviews. Maps of its logit margin to a probability are
 fitted *on labels of the product reviews themselves*, and judged on others of them (five folds):
 "confidence" may change how sure the model is and never which class it prefers, as all widening and
-every temperature; "border" may move the border between the classes too. They bound what methods can
-do that see no product review, and are no methods. Readouts of every depth, fitted on the
-calibration texts, tell whether the border has moved for earlier states as well. A gap is the share
-of texts called positive minus that of the positive ones, in points.
+every temperature; "border" may move the border between the classes too. They are no methods, and
+tell what maps of the margin alone could do that see no product review. Readouts of every depth,
+fitted on the calibration texts, tell whether the border has moved for earlier states as well. A gap
+is the share of texts called positive minus that of the positive ones, in points.
 """
 
 import argparse
@@ -126,7 +126,7 @@ def main():
     store = Store(options.output)
     if store.results.empty:
         store.start("border", {"rows": ROWS})
-        for part, method, values in judge():
+        for part, method, values in list(judge()):  # all of them or none
             records = [record(part, metric, value) for metric, value in values.items()]
             store.add(("Movie reviews", 0, method), records, {})
     show_table(store, Section("Maps", "", summary(store.results)), options.rst)

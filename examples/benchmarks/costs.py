@@ -24,13 +24,19 @@ def _is_diffusion(classifier):
 
 
 def parameters(classifier, frozen):
-    """Return the number of parameters that prediction needs.
+    """Return how many numbers prediction needs: parameters, and the posteriors of the rivals too.
 
-    A diffusion replaces the blocks of the wrapped model and keeps its embedding and readout.
+    A diffusion replaces the blocks of the wrapped model and keeps its embedding and readout. Its
+    covariance holds the states that distances are measured from, and a matrix for them.
     """
     wrapped = _wrapped_parameters(frozen)
     own = getattr(classifier, "n_parameters_", wrapped)
-    return wrapped - classifier.n_block_parameters_ + own if _is_diffusion(classifier) else own
+    if not _is_diffusion(classifier):
+        return own
+    scales, kept = classifier.noise_scale_, 0
+    if scales.any_noise or scales.distance > 0:
+        kept = sum(buffer.numel() for buffer in classifier.covariance_.buffers())
+    return wrapped - classifier.n_block_parameters_ + own + kept
 
 
 def passes(classifier):

@@ -3,8 +3,10 @@
     python examples/benchmarks/report.py examples/benchmarks/output/vision
     python examples/benchmarks/report.py examples/benchmarks/output/* --rst doc/benchmarks
 
-Each folder is the output of one benchmark. With --rst, tables and pictures are written to the
-given folder and the page ``doc/benchmarks.rst`` includes them; a quick run is refused there.
+Each folder is the output of one benchmark; one that has a title of its own in `TITLES` becomes a
+section of its own, else it is the section of its benchmark. With --rst, tables and pictures are
+written to the given folder and the page ``doc/benchmarks.rst`` includes them; a quick run is
+refused there.
 """
 
 import argparse
@@ -20,6 +22,7 @@ from summaries import REFERENCE, SCALINGS, select
 
 TITLES = {
     "vision": "Images: Fashion-MNIST",
+    "vision-passes": "Images: rivals that predict in several passes",
     "text": "Texts: movie reviews",
     "tables": "Tables: trained for a fixed number of epochs",
     "tables-early-stopping": "Tables: trained with early stopping",
@@ -70,7 +73,7 @@ def write_report(store, failures=None):
 def sections_of(store):
     """Return the title and the sections of a report."""
     results = store.results
-    title = TITLES.get(store.info["benchmark"], store.info["benchmark"])
+    title = TITLES.get(name_of(store), name_of(store))
     if results.empty:
         return title, [run_section(store), Section("Results", NO_RESULTS)]
     problems = list(results["problem"].unique())
@@ -86,6 +89,12 @@ def sections_of(store):
     )
     full = Section("All results", "", summaries.everything(results), long=True)
     return title, [run_section(store), *body, cost, full]
+
+
+def name_of(store):
+    """Return the name of the section that a store's results belong to."""
+    name = store.directory.name
+    return name if name in TITLES else store.info["benchmark"]
 
 
 def show_table(store, section, directory=None):
@@ -201,7 +210,7 @@ def write_rst(stores, directory):
         if store.info["settings"].get("quick"):
             raise SystemExit(f"{store.directory} is a quick run, whose figures mean nothing.")
         title, sections = sections_of(store)
-        name = store.info["benchmark"]
+        name = name_of(store)
         (directory / name).mkdir(exist_ok=True)
         for section in sections:
             if section.picture is not None:
