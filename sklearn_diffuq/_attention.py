@@ -3,7 +3,8 @@
 Attention with the weights ``softmax(q k^T / sqrt(d))`` is the mean of a kernel regression from keys
 to values. Its posterior variance at a query, given keys of training tokens, is large where the
 query is far from all of them; through the covariance of the values and the output matrix it becomes
-a covariance of the state, ``sum_heads rho_head W_O Cov(V_head) W_O^T``.
+a covariance of the state, ``sum_heads W_O Cov(V_head) W_O^T``, which grows with the mean of the
+heads' variances.
 """
 
 from functools import partial

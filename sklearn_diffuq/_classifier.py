@@ -155,7 +155,8 @@ class DiffusionCalibratedClassifier(
         Temperature of the logits under the present `inference`, for rows as far from the training
         data as its own rows are on average.
     noise_scale_ : NoiseScales
-        ``shared``, ``token``: standard deviation of the noise in units of the steps' increments;
+        ``shared``, ``token``: standard deviation of the noise in units of the covariance's own
+        (see the user guide);
         ``distance``: exponent with which it and the temperature grow away from the training data.
         Zero where the held-out rows give no support to them.
     history_ : list of dict

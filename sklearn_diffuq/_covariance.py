@@ -22,7 +22,9 @@ _FAR = 8.0  # standardised distance beyond which states count as equally far
 
 @dataclass(frozen=True)
 class NoiseScales:
-    """Standard deviations of the path noise in units of the steps' increments.
+    """Standard deviations of the path noise, in units of the covariance that they scale.
+
+    Those are the steps' increments, or what replaces them: see `StateCovariance.replace`.
 
     Attributes
     ----------

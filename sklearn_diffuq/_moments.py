@@ -15,7 +15,7 @@ from sklearn_diffuq._propagation import chunks
 
 MAX_LINEARISED = 10  # logits per row that are followed: the largest ones
 N_MOMENT_DRAWS = 64
-N_NEIGHBOURS = 16  # held-out rows whose covariances a new row takes the mean of
+N_NEIGHBOURS = 16  # held-out rows that a new row takes the mean of; the farthest only tells how far
 
 
 def moment_draws(n_logits, seed):
