@@ -229,8 +229,8 @@ def fit_noise(linearised, y, weight=None, *, perturbed=None, distance=True, seed
     y : Tensor of shape (n,)
         Class indices.
     weight : Tensor of shape (n,), default=None
-    perturbed : tuple of LinearisedPath and Tensor, default=None
-        Perturbed copies of some rows, and their class indices.
+    perturbed : tuple of LinearisedPath, Tensor and Tensor or None, default=None
+        Perturbed copies of some rows, their class indices and their weights.
     distance : bool, default=True
         Whether noise and temperature may grow with the distance to the training data.
     seed : int, default=0
@@ -247,8 +247,6 @@ def fit_noise(linearised, y, weight=None, *, perturbed=None, distance=True, seed
     ConvergenceWarning
         If the optimiser does not converge.
     """
-    if perturbed is not None:
-        perturbed = (*perturbed, None)
     loss = _NoiseLoss((linearised, y, weight), perturbed, seed)
     t, nll = fit_temperature(linearised.logits[None], y, weight)
     chosen, perturbed_weight = Calibration(NoiseScales(), t, nll), None
@@ -323,7 +321,7 @@ def calibrate_moments(path, backbone, held_out, distance=True, seed=0, device="c
         some = part.take(np.arange(min(len(part), MAX_PERTURBED_ROWS)))
         perturb = Perturbation(torch.Generator().manual_seed(seed))
         copies = linearise_all(path, backbone, some.inputs, device, perturb)
-        perturbed = copies, some.y
+        perturbed = copies, some.y, some.weight
     return fit_noise(
         linearised, part.y, part.weight, perturbed=perturbed, distance=distance, seed=seed
     )

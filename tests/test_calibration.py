@@ -16,6 +16,7 @@ from sklearn_diffuq._calibration import (
     _NoiseLoss,
     all_paths_nll,
     calibrate,
+    effective_size,
     fit_noise,
     fit_temperature,
     path_nll,
@@ -201,10 +202,37 @@ def test_perturbed_rows_tell_what_clean_rows_cannot():
     far = torch.full((1000,), 2.0).double()
     y_far = _labels(torch.stack([near, margin.double() / np.exp(0.8)], 1), seed=1)
     alone = fit_noise(clean, y)
-    told = fit_noise(clean, y, perturbed=(_with_distance(margin, far), y_far))
+    told = fit_noise(clean, y, perturbed=(_with_distance(margin, far), y_far, None))
     assert alone.scales.distance < 0.05
     assert told.scales.distance == pytest.approx(0.4, abs=0.1)
     assert told.nll == pytest.approx(alone.nll, abs=1e-3)  # at no price where nothing is far
+
+
+def test_perturbed_rows_without_weight_tell_nothing():
+    margin = 4 * torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    near = torch.zeros(1000).double()
+    clean = _with_distance(margin, near)
+    y = _labels(torch.stack([near, margin.double()], 1))
+    far = _with_distance(margin, near + 2)
+    y_far = torch.where(torch.arange(1000) < 500, _labels(far.logits / 2), y)
+    weight = (torch.arange(1000) < 500).double()
+    weighted, dropped, unweighted = (
+        fit_noise(clean, y, perturbed=part).scales.distance
+        for part in (
+            (far, y_far, weight),
+            (far.take(slice(500)), y_far[:500], None),
+            (far, y_far, None),
+        )
+    )
+    assert weighted == pytest.approx(dropped, rel=1e-4)
+    assert weighted > unweighted + 0.05
+
+
+def test_weighted_rows_count_as_many_as_their_effective_number():
+    y = torch.zeros(4)
+    assert effective_size(y, None) == 4
+    assert effective_size(y, torch.tensor([2.0, 2.0, 0.0, 0.0])) == pytest.approx(2)
+    assert effective_size(y, torch.tensor([3.0, 1.0, 0.0, 0.0])) == pytest.approx(1.6)
 
 
 def test_growth_that_costs_ordinary_rows_is_refused():
@@ -215,7 +243,7 @@ def test_growth_that_costs_ordinary_rows_is_refused():
     copies = _with_distance(margin, distance + 3)
     random = torch.randint(2, (1000,), generator=generator)
     clean = _with_distance(margin, distance)
-    weighty = fit_noise(clean, y, perturbed=(copies, random))
+    weighty = fit_noise(clean, y, perturbed=(copies, random, None))
     t, nll = fit_temperature(clean.logits[None], y)
     assert 1000 * (weighty.nll - nll) <= 1
     # The largest weight that is cheap enough is taken, and here it is not the first.

@@ -101,6 +101,13 @@ def test_a_transition_larger_than_the_blocks_is_never_chosen(vit, monkeypatch):
     assert _choose(vit, n_shared_blocks=4) is None  # four shared matrices are the blocks
 
 
+def test_the_learned_variances_take_the_place_of_those_of_the_increments(vit):
+    with vit.frozen(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = _fit(vit, _labelled(vit, 60), _labelled(vit, 40, seed=1)).path
+    assert torch.equal(path.covariance.token_variances, path.mean.variances())
+
+
 def test_a_start_that_training_only_harms_is_kept_at_its_rank(vit):
     _share_blocks_up_to_low_rank(vit, 2)
     held_out = _labelled(vit, 200)

@@ -1,5 +1,7 @@
 """The first-order law of the logits against paths, quadrature, and what is known of it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -140,6 +142,17 @@ def test_the_table_returns_what_depends_on_the_margins_alone():
     spread = (drawn[:, :, 1] - drawn[:, :, 0]).var(0)
     expected = 0.25 * 4 * torch.exp(-new.abs()) * growth
     torch.testing.assert_close(spread, expected, rtol=0.15, atol=0)
+
+
+def test_the_table_holds_covariances_without_the_growth_of_its_own_rows():
+    margin = torch.linspace(-6, 6, 400).double()
+    ordinary = _linearised(margin, 4 * torch.exp(-margin.abs()))
+    distance = torch.linspace(-2, 2, 400).double()
+    far = replace(ordinary, start=distance[:, None], distance=distance)
+    scales = NoiseScales(0.5, 0.0, 0.3)
+    torch.testing.assert_close(
+        MomentTable.of(far, scales).covariance, MomentTable.of(ordinary, scales).covariance
+    )
 
 
 def test_the_table_does_not_mind_the_names_of_the_classes():

@@ -110,6 +110,30 @@ def test_each_weight_switches_its_loss_off(zeroed):
     assert float(losses["loss"].detach()) == pytest.approx(others, rel=1e-5)
 
 
+def test_the_losses_of_a_pair_of_paths_are_those_of_their_mean_probabilities():
+    objective = _objective(scales=NoiseScales(2.0, 2.0, 0.0))
+    ends = []
+    readout = objective.backbone.readout
+    objective.backbone.readout = lambda h, context: ends.append(readout(h, context)) or ends[-1]
+    losses = _call(objective, 9)
+    p = torch.softmax(ends[-1].detach().double().unflatten(0, (2, 4)), -1)
+    assert (p[0] - p[1]).abs().max() > 0.01
+    p = p.mean(0)
+    y = objective.training.y[:4]
+    assert float(losses["label"]) == pytest.approx(float(-p[range(4), y].log().mean()), rel=1e-5)
+    with objective.backbone.frozen(), torch.no_grad():
+        teacher = objective.backbone.logits(objective.training.inputs.batch(np.arange(4)))
+    q = torch.softmax(teacher.double() / 1.7, 1)
+    divergence = (q * (q / p).log()).sum(1).mean()
+    assert float(losses["distillation"]) == pytest.approx(float(divergence), rel=1e-4)
+
+
+def test_a_pair_of_paths_has_opposite_draws():
+    pair = PathObjective._antithetic((3, 2), 2, "cpu", torch.Generator().manual_seed(0))
+    assert torch.equal(pair[:3], -pair[3:])
+    assert len(PathObjective._antithetic((3, 2), 1, "cpu", torch.Generator())) == 3
+
+
 def test_noise_reaches_the_rolled_out_loss():
     quiet = float(_call(_objective(), 9)["label"])
     noisy = float(_call(_objective(scales=NoiseScales(1.0, 1.0, 0.0)), 9)["label"])
