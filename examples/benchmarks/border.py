@@ -5,10 +5,10 @@
 The model of ``text.py`` learned from movie reviews. Maps of its logit margin to a probability are
 fitted *on labels of the product reviews themselves*, and judged on others of them (five folds):
 "confidence" may change how sure the model is and never which class it prefers, as all widening and
-every temperature; "border" may move the border between the classes too. They are no methods:
-no map of the margin alone that sees no product review can be expected to do better. Readouts of every depth,
-fitted on the calibration texts, tell whether the border has moved for earlier states as well. A gap
-is the share of texts called positive minus that of the positive ones, in points.
+every temperature; "border" may move the border between the classes too. They are no methods: no map
+of the margin alone that sees no product review can be expected to do better. Readouts of every
+depth, fitted on the calibration texts, tell whether the border has moved for earlier states as
+well. A gap is the share of texts called positive minus that of the positive ones, in points.
 """
 
 import argparse
