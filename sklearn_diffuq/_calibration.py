@@ -188,6 +188,7 @@ class _NoiseLoss:
         if not distance:
             bounds[2] = (0.0, 0.0)
 
+        @torch.enable_grad()  # the caller may have switched gradients off
         def loss_and_gradient(theta):
             theta = torch.tensor(theta, requires_grad=True)
             loss = self.nll(theta, self.clean, noise)

@@ -228,6 +228,15 @@ def test_perturbed_rows_without_weight_tell_nothing():
     assert weighted > unweighted + 0.05
 
 
+def test_noise_is_fitted_where_the_caller_wants_no_gradients():
+    margin = 4 * torch.randn(200, generator=torch.Generator().manual_seed(0))
+    law = _with_distance(margin, torch.zeros(200).double())
+    y = _labels(law.logits)
+    with torch.no_grad():
+        found = fit_noise(law, y)
+    assert found == fit_noise(law, y)
+
+
 def test_weighted_rows_count_as_many_as_their_effective_number():
     y = torch.zeros(4)
     assert effective_size(y, None) == 4
