@@ -157,7 +157,8 @@ def choose_readout(wrapped, readout, training):
         )
     if readout == "refit":
         wrapped = copy.copy(wrapped)
-        wrapped.refit_readout(training.inputs, training.y.numpy(), training.weight.numpy())
+        weight = training.weight / training.weight.mean()  # else its unit would set the penalty
+        wrapped.refit_readout(training.inputs, training.y.numpy(), weight.numpy())
     if readout == "finetune":
         wrapped = copy.deepcopy(wrapped)
     return wrapped

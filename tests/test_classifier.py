@@ -303,6 +303,18 @@ def test_readouts_leave_the_wrapped_model_alone(wrapped, table, readout):
     assert not any("readout" in name for name, _ in clf.transition_.named_parameters())
 
 
+def test_the_unit_of_sample_weights_does_not_change_a_refitted_readout(wrapped, table):
+    weight = np.random.default_rng(0).uniform(0.1, 2, len(table[1]))
+    options = {"transition": "blockwise", "inference": "mean", "readout": "refit"}
+    found = [
+        DiffusionCalibratedClassifier(FrozenEstimator(wrapped), random_state=0, **options)
+        .fit(table[0], table[1], weight * unit)
+        .predict_proba(table[2])
+        for unit in (1, 1000)
+    ]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-6)
+
+
 def test_finetuning_trains_the_readout_only_beside_the_transition(wrapped, table):
     clf = _fit(wrapped, table, rank=2, inference="mean", readout="finetune")
     before = wrapped.module_.state_dict()

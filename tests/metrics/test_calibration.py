@@ -233,3 +233,16 @@ def test_reliability_curve_of_the_positive_class():
     curve = reliability_curve([0, 1, 1, 0], [0.1, 0.15, 0.9, 0.8], kind="positive", n_bins=5)
     assert_allclose(curve.confidence, [0.125, 0.85])
     assert_allclose(curve.accuracy, [0.5, 0.5])
+
+
+@pytest.mark.parametrize("n_bins", [5, 10, 15, 30])
+def test_a_confidence_on_an_edge_belongs_to_the_bin_it_opens(n_bins):
+    for edge in range(1, n_bins):
+        outcome = np.array([1, 1])
+        p = np.array([edge / n_bins, (edge + 0.5) / n_bins])  # one bin: their gaps add up
+        proba = np.column_stack([1 - p, p])
+        if p[0] >= 0.5:
+            found = expected_calibration_error(
+                outcome, proba, n_bins=n_bins, norm="max", labels=[0, 1]
+            )
+            assert found == pytest.approx(1 - p.mean())
