@@ -13,6 +13,7 @@ from sklearn_diffuq._persistence import PersistenceMixin
 from sklearn_diffuq._predictor import PredictionMixin, step_counts
 from sklearn_diffuq._transformers import FTTransformerClassifier
 from sklearn_diffuq._wrapping import (
+    check_precision,
     check_rows,
     choose_readout,
     fit_wrapped,
@@ -113,7 +114,7 @@ class DiffusionCalibratedClassifier(
         Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
         Precision of training; "auto" is bfloat16 on CUDA and float32 elsewhere. Prediction is in
-        the wrapped model's own precision.
+        float32, which the wrapped model has to be in.
     compile : bool, default=False
         Whether to compile the transition for training.
     memory : str or object with the joblib.Memory interface, default=None
@@ -302,7 +303,7 @@ class DiffusionCalibratedClassifier(
         ValueError
             If the data, the number of steps, or the labels do not fit the wrapped model.
         BackboneError
-            If the model cannot be cut into embedding, blocks and readout.
+            If the model cannot be cut into embedding, blocks and readout, or is not in float32.
         """
         if (X_calibration is None) != (y_calibration is None):
             raise ValueError(
@@ -321,7 +322,10 @@ class DiffusionCalibratedClassifier(
             X, y, sample_weight = safe_indexing(X, train), y[train], sample_weight[train]
         else:
             calibration = check_rows(X_calibration, y_calibration, None)
+        if isinstance(self.estimator, torch.nn.Module):
+            check_precision(self.estimator)  # before it meets rows of another precision
         wrapped = fit_wrapped(self, X, y, sample_weight, seed, self.memory)
+        check_precision(wrapped.backbone_.module)
         training = label(wrapped, X, y, sample_weight)
         held_out = label(wrapped, *calibration)
         teacher = wrapped.backbone_
@@ -345,6 +349,7 @@ class DiffusionCalibratedClassifier(
         self._path, self._grids, self._calibrations = fitted.path, fitted.grids, fitted.calibrations
         self.classes_ = wrapped.classes_
         for name in ("n_features_in_", "feature_names_in_"):
+            vars(self).pop(name, None)  # of an earlier fit
             if hasattr(wrapped, name):
                 setattr(self, name, getattr(wrapped, name))
         blocks = wrapped.backbone_.blocks

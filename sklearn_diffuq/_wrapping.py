@@ -21,7 +21,7 @@ from sklearn.utils.validation import (
 
 from sklearn_diffuq._inputs import LabelledInputs
 from sklearn_diffuq._transformers import FTTransformerClassifier, TransformerClassifier
-from sklearn_diffuq.exceptions import CalibrationWarning
+from sklearn_diffuq.exceptions import BackboneError, CalibrationWarning
 
 MIN_CALIBRATION_ROWS = 20
 
@@ -162,6 +162,17 @@ def choose_readout(wrapped, readout, training):
     if readout == "finetune":
         wrapped = copy.deepcopy(wrapped)
     return wrapped
+
+
+def check_precision(module):
+    """Refuse a model that is not in float32: path, covariance and readout are."""
+    found = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    if found - {torch.float32}:
+        raise BackboneError(
+            f"The wrapped model has parameters of {', '.join(sorted(map(str, found)))}; only "
+            "torch.float32 can be calibrated. Convert it with model.float(), or give its path or "
+            "name, which is loaded in float32."
+        )
 
 
 def label(wrapped, X, y, sample_weight):

@@ -315,6 +315,25 @@ def test_the_unit_of_sample_weights_does_not_change_a_refitted_readout(wrapped, 
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("transition", ["unified", "blockwise"])
+def test_a_model_of_another_precision_is_refused_with_a_way_out(images, dtype, transition):
+    model, X, y = images
+    clf = DiffusionCalibratedClassifier(copy.deepcopy(model).to(dtype), transition=transition)
+    with pytest.raises(BackboneError, match=rf"{dtype}.*model\.float\(\)"):
+        clf.fit(X, y)
+
+
+def test_a_fit_on_an_array_forgets_the_column_names_of_an_earlier_one(wrapped, table):
+    X, y, _, _ = table
+    options = {"transition": "blockwise", "random_state": 0}
+    clf = DiffusionCalibratedClassifier(FTTransformerClassifier(max_epochs=1), **options)
+    clf.fit(pd.DataFrame(X, columns=list("abcdefgh")), y)
+    assert list(clf.feature_names_in_) == list("abcdefgh")
+    assert not hasattr(clf.fit(X, y), "feature_names_in_")
+    assert clf.n_features_in_ == 8
+
+
 def test_finetuning_trains_the_readout_only_beside_the_transition(wrapped, table):
     clf = _fit(wrapped, table, rank=2, inference="mean", readout="finetune")
     before = wrapped.module_.state_dict()

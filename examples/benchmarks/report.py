@@ -99,7 +99,7 @@ def name_of(store):
 
 def show_table(store, section, directory=None):
     """Print what was run and one table; with a directory, write them for the documentation too."""
-    name = store.info["benchmark"]
+    name = name_of(store)
     sections = [run_section(store), section]
     print(markdown(TITLES[name], sections))
     if directory:
