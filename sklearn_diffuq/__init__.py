@@ -34,8 +34,8 @@ __version__ = "0.1.0"
 
 _NAMES = {
     "DiffusionCalibratedClassifier": "sklearn_diffuq._classifier",
-    "FTTransformerClassifier": "sklearn_diffuq._transformers",
-    "TransformerClassifier": "sklearn_diffuq._transformers",
+    "FTTransformerClassifier": "sklearn_diffuq._wrapped.ft_transformer_classifier",
+    "TransformerClassifier": "sklearn_diffuq._wrapped.transformer_classifier",
     "diffusion_step_curve": "sklearn_diffuq._step_curve",
 }
 _SUBPACKAGES = ("baselines", "datasets", "exceptions", "metrics")

@@ -8,19 +8,13 @@ from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from sklearn_diffuq._fitting import fit_path
-from sklearn_diffuq._persistence import PersistenceMixin
-from sklearn_diffuq._predictor import PredictionMixin, step_counts
-from sklearn_diffuq._transformers import FTTransformerClassifier
-from sklearn_diffuq._wrapping import (
-    check_precision,
-    check_rows,
-    choose_readout,
-    fit_wrapped,
-    label,
-    safe_indexing,
-    stratified_split,
-)
+from sklearn_diffuq._fit_path import fit_path
+from sklearn_diffuq._inputs.rows import check_rows, safe_indexing, stratified_split
+from sklearn_diffuq._path.time_grid import step_counts
+from sklearn_diffuq._persistence.save_and_load import PersistenceMixin
+from sklearn_diffuq._predictions import PredictionMixin
+from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
+from sklearn_diffuq._wrapped.wrap import check_precision, choose_readout, fit_wrapped, label
 
 _LOSS_WEIGHTS = ("path_weight", "distillation_weight", "label_weight")
 _PATH_PARAMETERS = (

@@ -31,7 +31,7 @@ from sklearn.metrics import log_loss
 from store import COLUMNS, Store
 from summaries import incomplete, mean_ranks, outliers, over_parts, ranks_over_parts
 
-from sklearn_diffuq._covariance import NoiseScales
+from sklearn_diffuq._path.covariance import NoiseScales
 
 SCIKIT_LEARN = backbone()
 

@@ -26,9 +26,9 @@ from sklearn_diffuq import (
     _calibration,
     diffusion_step_curve,
 )
-from sklearn_diffuq._calibration import Calibration
-from sklearn_diffuq._covariance import NoiseScales
-from sklearn_diffuq._moments import MomentTable
+from sklearn_diffuq._calibration.noise_scales import Calibration
+from sklearn_diffuq._path.covariance import NoiseScales
+from sklearn_diffuq._propagation.margin_table import MomentTable
 from sklearn_diffuq.exceptions import BackboneError, CalibrationWarning, ReadoutWarning
 
 pytestmark = [

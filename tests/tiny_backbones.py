@@ -9,7 +9,7 @@ from transformers import (
     GPT2ForSequenceClassification,
 )
 
-from sklearn_diffuq.backbones import Backbone
+from sklearn_diffuq._backbones.backbone import Backbone
 
 
 def _enlarge(model):

@@ -31,7 +31,7 @@ from store import Store
 from summaries import interval
 from tqdm import tqdm
 
-from sklearn_diffuq._calibration import all_paths_nll
+from sklearn_diffuq._calibration.temperature import all_paths_nll
 
 N_PATHS = (8, 256)
 REFERENCE = f"{max(N_PATHS)} paths"

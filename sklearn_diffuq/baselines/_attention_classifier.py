@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from sklearn_diffuq._backbone_classifier import stream
-from sklearn_diffuq._training import own_torch_seed
-from sklearn_diffuq.baselines._attention import replace_attention
+from sklearn_diffuq._backbones.backbone import stream
+from sklearn_diffuq._training.loop import own_torch_seed
 from sklearn_diffuq.baselines._base import SamplingClassifier, count_parameters
 from sklearn_diffuq.baselines._finetuning import fine_tune, trainable_copy
+from sklearn_diffuq.baselines._replaced_attention import replace_attention
 
 _START_ROWS = 64  # training rows from which a new attention takes its start
 

@@ -10,15 +10,10 @@ from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_diffuq._predictor import FromProbabilities
-from sklearn_diffuq._transformers import FTTransformerClassifier
-from sklearn_diffuq._wrapping import (
-    check_rows,
-    fit_wrapped,
-    label,
-    safe_indexing,
-    stratified_split,
-)
+from sklearn_diffuq._inputs.rows import check_rows, safe_indexing, stratified_split
+from sklearn_diffuq._wrapped.from_probabilities import FromProbabilities
+from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
+from sklearn_diffuq._wrapped.wrap import fit_wrapped, label
 
 COMMON = {
     "estimator": [HasMethods(["fit", "predict_proba"]), torch.nn.Module, str, None],

@@ -9,9 +9,9 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval
 from torch.nn import functional as F
 
-from sklearn_diffuq._backbone_classifier import stream
-from sklearn_diffuq._training import own_torch_seed
-from sklearn_diffuq._wrapping import fit_wrapped
+from sklearn_diffuq._backbones.backbone import stream
+from sklearn_diffuq._training.loop import own_torch_seed
+from sklearn_diffuq._wrapped.wrap import fit_wrapped
 from sklearn_diffuq.baselines._base import COMMON, TRAINING, SamplingClassifier, count_parameters
 from sklearn_diffuq.baselines._finetuning import fine_tune, trainable_copy
 from sklearn_diffuq.baselines._last_layer import linear_layers, with_last_layer

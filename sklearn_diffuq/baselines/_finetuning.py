@@ -4,8 +4,8 @@ import copy
 
 import torch
 
-from sklearn_diffuq._inputs import inference_batches, training_batches
-from sklearn_diffuq._training import train_module
+from sklearn_diffuq._inputs.batching import inference_batches, training_batches
+from sklearn_diffuq._training.loop import train_module
 
 
 def trainable_copy(backbone):

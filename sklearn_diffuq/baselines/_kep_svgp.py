@@ -7,9 +7,9 @@ import torch
 from sklearn.utils._param_validation import Interval
 from torch.nn import functional as F
 
-from sklearn_diffuq.baselines._attention import GaussianAttention, split_heads
 from sklearn_diffuq.baselines._attention_classifier import AttentionClassifier
 from sklearn_diffuq.baselines._base import COMMON, TRAINING
+from sklearn_diffuq.baselines._replaced_attention import GaussianAttention, split_heads
 
 _LANDMARKS_PER_RANK = 4
 _LOG_START_SCALE = -2.3  # a tenth of the prior's standard deviation

@@ -7,7 +7,7 @@ from scipy.special import softmax
 from sklearn.utils._param_validation import Interval
 from torch.nn import functional as F
 
-from sklearn_diffuq._backbone_classifier import stream
+from sklearn_diffuq._backbones.backbone import stream
 from sklearn_diffuq.baselines._base import COMMON, TRAINING, BaselineClassifier, count_parameters
 from sklearn_diffuq.baselines._finetuning import fine_tune, trainable_copy
 

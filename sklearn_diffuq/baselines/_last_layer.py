@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 import torch
 
-from sklearn_diffuq._backbone_classifier import stream
-from sklearn_diffuq._wrapping import choose_readout
+from sklearn_diffuq._backbones.backbone import stream
+from sklearn_diffuq._wrapped.wrap import choose_readout
 from sklearn_diffuq.exceptions import ReadoutWarning
 
 

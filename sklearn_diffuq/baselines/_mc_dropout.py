@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval
 
-from sklearn_diffuq._backbone_classifier import stream
+from sklearn_diffuq._backbones.backbone import stream
 from sklearn_diffuq.baselines._base import COMMON, SamplingClassifier, count_parameters
 
 

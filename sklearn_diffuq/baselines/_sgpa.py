@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 from sklearn.utils._param_validation import Interval
 
-from sklearn_diffuq.baselines._attention import GaussianAttention, split_heads
 from sklearn_diffuq.baselines._attention_classifier import AttentionClassifier
 from sklearn_diffuq.baselines._base import COMMON, TRAINING
+from sklearn_diffuq.baselines._replaced_attention import GaussianAttention, split_heads
 
 _JITTER = 1e-4  # share of the kernel's variance added to the diagonal
 _LOG_START_SCALE = -2.3  # a tenth of the prior's standard deviation

@@ -7,7 +7,7 @@ import transformers
 from timm.models.naflexvit import NaFlexVit
 from torch import nn
 
-from sklearn_diffuq.backbones import Backbone
+from sklearn_diffuq._backbones.backbone import Backbone
 
 TEXT = dict(
     vocab_size=40,

@@ -1,6 +1,6 @@
 import torch
 
-from sklearn_diffuq.backbones import Backbone
+from sklearn_diffuq._backbones.backbone import Backbone
 
 
 def test_state_goes_where_the_block_takes_it(toy, toy_block, ids):

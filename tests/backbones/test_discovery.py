@@ -8,9 +8,10 @@ import torch
 import transformers
 from torch import nn
 
-from sklearn_diffuq.backbones import Backbone, find_blocks
-from sklearn_diffuq.backbones._discovery import (
+from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._backbones.discovery import (
     call_model,
+    find_blocks,
     is_hugging_face,
     is_timm,
     read_logits,

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from sklearn_diffuq.backbones import Backbone, FTTransformer
+from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._backbones.ft_transformer import FTTransformer
 
 
 def model_and_batch(n_outputs=3, cardinalities=(3, 5), **kwargs):

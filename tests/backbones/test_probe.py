@@ -6,8 +6,8 @@ import torch
 import transformers
 from torch import nn
 
-from sklearn_diffuq.backbones import Backbone
-from sklearn_diffuq.backbones._probe import same
+from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._backbones.probe import same
 from sklearn_diffuq.exceptions import BackboneError
 
 PIXELS = {"pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))}

@@ -5,8 +5,8 @@ from sklearn.linear_model import Ridge
 from torch.distributions import MultivariateNormal, kl_divergence
 from torch.nn import functional as F
 
-from sklearn_diffuq.baselines._attention import Projections, split_heads
 from sklearn_diffuq.baselines._kep_svgp import KernelEigenAttention, landmarks
+from sklearn_diffuq.baselines._replaced_attention import Projections, split_heads
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_backbones import ALL, vit
 
-from sklearn_diffuq._readout import AlignedBackbone
+from sklearn_diffuq._backbones.classes import AlignedBackbone
 from sklearn_diffuq.baselines._last_layer import (
     aligned_weights,
     find_last_layer,

@@ -5,7 +5,7 @@ from sklearn.frozen import FrozenEstimator
 from tiny_backbones import text, vit
 from tiny_baselines import make
 
-from sklearn_diffuq.backbones import Backbone
+from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq.baselines._mc_dropout import Masks
 
 

@@ -5,7 +5,7 @@ from scipy.spatial.distance import pdist
 from sklearn.gaussian_process.kernels import RBF
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from sklearn_diffuq.baselines._attention import Projections
+from sklearn_diffuq.baselines._replaced_attention import Projections
 from sklearn_diffuq.baselines._sgpa import SparseGPAttention
 
 

@@ -1,0 +1,1 @@
+"""A torch model, frozen and cut into embedding, blocks and readout."""

@@ -1,0 +1,117 @@
+"""The logits of a model and the classes of `y`: matching columns, or a new readout."""
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from sklearn_diffuq._backbones.backbone import Backbone
+
+
+class AlignedBackbone(Backbone):
+    """A backbone whose logits follow the classes of `y`.
+
+    Attributes
+    ----------
+    columns : list of int or None
+        Native logits that belong to the classes, in their order; None keeps them all. A single
+        native logit z counts as the two logits (0, z).
+    """
+
+    columns = None
+
+    def _align(self, logits):
+        if self.columns is None:
+            return logits
+        if logits.shape[1] == 1:
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        return logits[:, self.columns]
+
+    @property
+    def n_outputs(self):
+        """Number of classes that there are logits for."""
+        return super().n_outputs if self.columns is None else len(self.columns)
+
+    def logits(self, batch):
+        """Return the logits of the classes."""
+        return self._align(super().logits(batch))
+
+    def readout(self, h, context):
+        """Return the logits of the classes for a state after the last block."""
+        return self._align(super().readout(h, context))
+
+    def probe(self, batch):
+        """Cut the model; the check is on the native logits."""
+        columns, self.columns = self.columns, None
+        try:
+            return super().probe(batch)
+        finally:
+            self.columns = columns
+
+
+def match_columns(classes, n_outputs, names=None):
+    """Say which logit belongs to which class.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (n_classes,)
+        The sorted labels.
+    n_outputs : int or None
+        Number of native logits; 1 counts as two classes, None means that there is no head.
+    names : dict of int to str, default=None
+        What the model calls its classes (``id2label``); generic names count as none.
+
+    Returns
+    -------
+    columns : list of int or None
+        One logit for each class: by name; else by number, where the labels are integers from 0 to
+        ``n_outputs - 1``; else, if the model has no names, in sorted order, where there are as many
+        classes as logits. None if nothing fits.
+    """
+    if n_outputs is None:
+        return None
+    n_native = max(2, n_outputs)
+    names = {} if names is None else {str(name): int(i) for i, name in names.items()}
+    if all(name == f"LABEL_{i}" for name, i in names.items()) or len(names) != n_native:
+        names = {}
+    labels = classes.tolist()
+    if names and all(str(label) in names for label in labels):
+        return [names[str(label)] for label in labels]
+    if classes.dtype.kind in "buif" and all(label in range(n_native) for label in labels):
+        return [int(label) for label in labels]
+    if not names and len(labels) == n_native:
+        return list(range(n_native))
+    return None
+
+
+def fit_linear_readout(features, target, sample_weight, n_classes):
+    """Fit a multinomial logistic regression and return it as a layer on raw features.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n, d)
+        Pooled features.
+    target : ndarray of shape (n,)
+        Class indices.
+    sample_weight : ndarray of shape (n,)
+        Weights of the rows.
+    n_classes : int
+        Number of classes.
+
+    Returns
+    -------
+    layer : torch.nn.Linear
+        Maps features to logits.
+    """
+    scaler = StandardScaler().fit(features, sample_weight=sample_weight)
+    regression = LogisticRegression(C=0.1, max_iter=1000)
+    regression.fit(scaler.transform(features), target, sample_weight=sample_weight)
+    weight, bias = regression.coef_ / scaler.scale_, regression.intercept_
+    bias = bias - weight @ scaler.mean_
+    if n_classes == 2:  # one logit z as (-z/2, z/2)
+        weight, bias = np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    layer = torch.nn.utils.skip_init(torch.nn.Linear, features.shape[1], n_classes)
+    with torch.no_grad():
+        layer.weight.copy_(torch.from_numpy(weight))
+        layer.bias.copy_(torch.from_numpy(bias))
+    return layer

@@ -1,0 +1,246 @@
+"""One traced forward of a model, and what has to hold for the model to be cut at its blocks."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from sklearn_diffuq._backbones.discovery import call_model, describe_candidates, read_logits
+from sklearn_diffuq.exceptions import BackboneError
+
+NESTED_WAY_OUT = (
+    "Build nn.TransformerEncoder with enable_nested_tensor=False, or call "
+    "torch.backends.mha.set_fastpath_enabled(False)."
+)
+
+
+@dataclass
+class Cut:
+    """What is known about a model that can be cut.
+
+    ``slots`` says where each block takes the hidden state (position or keyword), ``extras`` how
+    many values it returns after it in a tuple (None: it returns the bare state).
+    """
+
+    path: str
+    slots: tuple
+    extras: tuple
+    width: int
+    n_outputs: int | None = None
+
+
+@dataclass
+class Trace:
+    """One forward: the order of block calls, their arguments and outputs, and the logits."""
+
+    path: str
+    blocks: list
+    order: list
+    calls: list
+    outputs: list
+    mutates: list
+    logits: torch.Tensor | None
+
+
+@contextmanager
+def replaced_forwards(blocks, forward_of):
+    """Replace the forward of block ``k`` by ``forward_of(k, original)`` for the time of a call."""
+    kept = [vars(block).get("forward") for block in blocks]
+    try:
+        for k, block in enumerate(blocks):
+            vars(block)["forward"] = forward_of(k, block.forward)
+        yield
+    finally:
+        for block, forward in zip(blocks, kept, strict=True):
+            if forward is None:
+                vars(block).pop("forward", None)
+            else:  # the model's owner had replaced it already
+                vars(block)["forward"] = forward
+
+
+def same(a, b):
+    """Tell whether two tensors are equal bit for bit, up to the sign of zero; NaN equals NaN."""
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True)
+    )
+
+
+def trace_blocks(module, batch, candidates):
+    """Trace the first of the candidate lists that the model calls."""
+    for path, blocks in candidates.items():
+        if len({id(block) for block in blocks}) < len(blocks):
+            reason = "hold the same module more than once: they share one layer"
+            raise refusal(module, path, reason)
+        trace = _trace(module, batch, path, blocks)
+        if trace.order:
+            return trace
+    listed = ", ".join(repr(path) for path in candidates)
+    raise BackboneError(
+        f"{type(module).__name__} never calls the blocks in {listed}. "
+        "Name the list that is by blocks='dotted.path'; what holds the blocks has to call them."
+    )
+
+
+def _trace(module, batch, path, blocks):
+    trace = Trace(path, blocks, [], [], [], [], None)
+
+    def recorder(k, original):
+        def forward(*args, **kwargs):
+            tensors = [value for value in (*args, *kwargs.values()) if _is_float(value)]
+            copies = [tensor.clone() for tensor in tensors]
+            output = original(*args, **kwargs)
+            trace.order.append(k)
+            trace.calls.append((args, kwargs))
+            trace.outputs.append(output)
+            trace.mutates.append(not all(map(same, tensors, copies)))
+            return output
+
+        return forward
+
+    with replaced_forwards(blocks, recorder):
+        trace.logits = read_logits(module, call_model(module, batch))
+    return trace
+
+
+def check_trace(module, trace, batch):
+    """Return the Cut that a trace supports, or raise BackboneError with the reason."""
+    refused = partial(refusal, module, trace.path)
+    n_blocks = len(trace.blocks)
+    if trace.order != list(range(n_blocks)):
+        repeated = len(set(trace.order)) < len(trace.order)
+        raise refused(
+            f"are not called once each and in order, but in the order {trace.order[:24]}"
+            + (" (a shared layer that is called repeatedly cannot be cut)" if repeated else "")
+        )
+    slots = tuple(_hidden_slot(args, kwargs) for args, kwargs in trace.calls)
+    if None in slots:
+        raise refused(*_why_no_state(*trace.calls[slots.index(None)]))
+    inputs = [
+        args[slot] if isinstance(slot, int) else kwargs[slot]
+        for (args, kwargs), slot in zip(trace.calls, slots, strict=True)
+    ]
+    outputs = [_hidden_output(output, refused) for output in trace.outputs]
+    _check_shapes(inputs, outputs, batch, refused)
+    if any(trace.mutates):
+        raise refused(f"change their arguments in place (block {trace.mutates.index(True)})")
+    for k in range(n_blocks - 1):
+        if not same(outputs[k], inputs[k + 1]):
+            raise refused(
+                f"do not form a chain: the output of block {k} is not the input of block {k + 1}. "
+                "A residual or a norm is probably applied outside of the blocks",
+                "Wrap what happens between two blocks into one module.",
+            )
+    return Cut(
+        path=trace.path,
+        slots=slots,
+        extras=tuple(len(o) - 1 if isinstance(o, tuple) else None for o in trace.outputs),
+        width=inputs[0].shape[-1],
+    )
+
+
+def check_replay(backbone, batch, trace):
+    """Refuse the model unless the cut repeats the trace exactly; return the number of outputs."""
+    refused = partial(refusal, backbone.module, trace.path)
+    more = "are needed for more than their state"
+    with _explained(refused, f"{more}: the model fails with its blocks stubbed out"):
+        h, context = backbone.embed(batch)
+    for k, expected in enumerate(trace.outputs):
+        previous = h
+        with _explained(refused, f"{more}: block {k} fails when it is called on its own"):
+            h = backbone.block(k, previous, context)
+        if not same(h, expected[0] if isinstance(expected, tuple) else expected):
+            raise refused(
+                f"{more}: called on its own, block {k} gives another output than in the model"
+            )
+        memory = (
+            f"have a memory or are random in eval mode: called again, block {k} gives another "
+            "output",
+            "If the model keeps a cache, turn it off (config.use_cache = False).",
+        )
+        with _explained(refused, *memory):
+            again = backbone.block(k, previous, context)
+        if not same(h, again):
+            raise refused(*memory)
+    if backbone.custom_readout is not None:
+        return backbone.readout(h, context).shape[-1]
+    if trace.logits is None:
+        return None
+    if not same(backbone.readout(h, context), trace.logits):
+        raise refused(
+            "do not feed the head by their last state alone: from it the readout gives other "
+            "logits than the model, so the head uses states of earlier blocks as well"
+        )
+    return trace.logits.shape[-1]
+
+
+def refusal(module, path, reason, way_out=""):
+    """Return the BackboneError with the reason, the way out and the other lists of blocks."""
+    return BackboneError(
+        f"{type(module).__name__} cannot be cut: its blocks {path!r} {reason}."
+        + (f" {way_out}" if way_out else "")
+        + f" {describe_candidates(module, without=path)}"
+    )
+
+
+@contextmanager
+def _explained(refused, reason, way_out=""):
+    """Turn any error of the model into a refusal."""
+    try:
+        yield
+    except Exception as error:
+        raise refused(f"{reason} ({error!r})", way_out) from error
+
+
+def _is_float(value):
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and not value.is_nested
+
+
+def _hidden_slot(args, kwargs):
+    """Return where the state is: the first (n, t, d) floating tensor among the arguments."""
+    for slot, value in (*enumerate(args), *kwargs.items()):
+        if _is_float(value) and value.ndim == 3:
+            return slot
+    return None
+
+
+def _why_no_state(args, kwargs):
+    tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+    if any(tensor.is_nested for tensor in tensors):
+        return "get nested tensors (the fast path of nn.TransformerEncoder)", NESTED_WAY_OUT
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    return (
+        f"do not take a state of shape (n, t, d), but tensors of shapes {shapes}",
+        "Convolutional and windowed models keep images between blocks and are not supported.",
+    )
+
+
+def _hidden_output(output, refused):
+    if isinstance(output, tuple) and output:
+        output = output[0]
+    if not isinstance(output, torch.Tensor):
+        raise refused(
+            "have to return a tensor or a tuple that begins with one, but return "
+            f"{type(output).__name__}"
+        )
+    if output.is_nested:
+        raise refused("return nested tensors (the fast path of PyTorch)", NESTED_WAY_OUT)
+    return output
+
+
+def _check_shapes(inputs, outputs, batch, refused):
+    shapes = [tuple(h.shape) for h in (*inputs, *outputs)]
+    if len(set(shapes)) > 1:
+        raise refused(
+            f"have states of different shapes, {list(dict.fromkeys(shapes))}: a hierarchical model "
+            "has no single width",
+            "The blocks of one stage can be used if they keep (n, t, d) states.",
+        )
+    n_rows = next(len(v) for v in batch.values() if isinstance(v, torch.Tensor))
+    if shapes[0][0] != n_rows:
+        raise refused(
+            f"have states of shape {shapes[0]}, but the batch has {n_rows} rows, which have to "
+            "come first (batch_first=True)"
+        )

@@ -1,0 +1,1 @@
+"""From held-out labels to noise and temperature."""

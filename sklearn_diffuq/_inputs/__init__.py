@@ -1,0 +1,1 @@
+"""What the user gives, as batches of tensors."""

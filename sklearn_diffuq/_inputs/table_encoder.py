@@ -1,0 +1,108 @@
+"""Tables -> numbers of unit scale and category codes, learned on the training rows."""
+
+import numpy as np
+from sklearn.preprocessing import OrdinalEncoder, QuantileTransformer
+from sklearn.utils import assert_all_finite, check_array
+from sklearn.utils.validation import validate_data
+
+from sklearn_diffuq._inputs.encoding import encode_table
+
+
+class TableEncoder:
+    """Encode arrays and data frames for an FT-Transformer.
+
+    Numbers are mapped to normal quantiles, which keeps heavy tails away from the network. Columns
+    of dtype bool, category, str or object are categories. In data frames missing values are
+    allowed: a missing number stays NaN, a missing category is a category of its own. In arrays NaN
+    is an error.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the rows the quantiles are taken from, in large tables.
+
+    Attributes
+    ----------
+    cardinalities : list of int
+        Number of codes of each categorical column; code 0 means not seen in training.
+    n_numeric : int
+        Number of numeric columns.
+    """
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def fit_transform(self, owner, X, rows):
+        """Learn scales and categories from some rows of `X` and return these rows encoded.
+
+        All rows are checked; the number and names of features are set on `owner`.
+        """
+        numbers, categories = self._read(owner, X, reset=True)
+        numbers, categories = numbers[rows], categories[rows]
+        self.n_numeric = numbers.shape[1]
+        if self.n_numeric:
+            self._quantiles = QuantileTransformer(
+                n_quantiles=max(2, min(1000, len(numbers))),
+                output_distribution="normal",
+                random_state=self.seed,
+            ).fit(np.where(np.isnan(numbers).all(axis=0), 0.0, numbers))
+        self.cardinalities = []
+        if categories.shape[1]:
+            self._ordinal = OrdinalEncoder(
+                handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float64
+            ).fit(categories)
+            self.cardinalities = [len(known) + 1 for known in self._ordinal.categories_]
+        return self._encode(numbers, categories)
+
+    def transform(self, owner, X):
+        """Return the rows as `EncodedInputs`."""
+        return self._encode(*self._read(owner, X, reset=False))
+
+    def _encode(self, numbers, categories):
+        if self.n_numeric:
+            # the extremes of the training rows would be at plus and minus 5.2
+            numbers = np.clip(self._quantiles.transform(numbers), -3.0, 3.0)
+        if not self.cardinalities:
+            return encode_table(numbers)
+        codes = self._ordinal.transform(categories)
+        # a missing value is the last of its column's categories
+        last = np.array(self.cardinalities) - 2
+        return encode_table(numbers, np.where(np.isnan(codes), last, codes) + 1)
+
+    def _read(self, owner, X, reset):
+        """Return the numeric columns as float64 and the categorical ones as objects."""
+        if not (hasattr(X, "iloc") and X.ndim == 2):
+            if not reset and self.cardinalities:
+                raise ValueError(
+                    f"{type(owner).__name__} was fitted on a data frame with categorical columns, "
+                    f"but got a {type(X).__name__}. Give a data frame with the same columns."
+                )
+            X = validate_data(owner, X, reset=reset, dtype=np.float64)
+            if reset:
+                self._is_category = np.zeros(X.shape[1], dtype=bool)
+            return X, np.empty((len(X), 0), dtype=object)
+        validate_data(owner, X, reset=reset, skip_check_array=True)
+        if reset:
+            self._is_category = np.array(
+                [_is_category(X, j) for j in range(X.shape[1])], dtype=bool
+            )
+        numbers = X.iloc[:, ~self._is_category].to_numpy(dtype=np.float64, na_value=np.nan)
+        categories = X.iloc[:, self._is_category].astype(object)
+        categories = categories.where(categories.notna(), np.nan).to_numpy(dtype=object)
+        for part in (numbers, categories):
+            check_array(part, dtype=None, ensure_all_finite=False, ensure_min_features=0)
+        assert_all_finite(numbers, allow_nan=True, input_name="X")
+        return numbers, categories
+
+
+def _is_category(X, j):
+    """Tell whether a column holds categories, not numbers."""
+    kind = X.dtypes.iloc[j].kind
+    if kind in "iuf":
+        return False
+    if kind in "mMc":
+        raise ValueError(
+            f"Column {X.columns[j]!r} has dtype {X.dtypes.iloc[j]}; a column must hold numbers or "
+            "categories. Convert it, for example to a number of days."
+        )
+    return True

@@ -1,0 +1,1 @@
+"""The probability path: the law of the hidden states."""

@@ -1,0 +1,281 @@
+"""Stage 2: the covariance that the frozen attention has as a Gaussian process.
+
+Attention with the weights ``softmax(q k^T / sqrt(d))`` is the mean of a kernel regression from keys
+to values. Its posterior variance at a query, given keys of training tokens, is large where the
+query is far from all of them; through the covariance of the values and the output matrix it becomes
+a covariance of the state, ``sum_heads W_O Cov(V_head) W_O^T``, which grows with the mean of the
+heads' variances.
+"""
+
+from functools import partial
+
+import torch
+from torch import nn
+
+from sklearn_diffuq._path.covariance import StateCovariance, principal_factors
+from sklearn_diffuq._path.distance import GaussianProcessVariance, standardisation
+from sklearn_diffuq.exceptions import BackboneError
+
+N_INDUCING_KEYS = 128  # of each head
+_PROJECTIONS = (
+    ("query", "key", "value"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("q_lin", "k_lin", "v_lin"),
+)
+_OUTPUTS = ("proj", "project", "out_proj", "o_proj", "out_lin", "output.dense")
+_HEADS = ("num_attention_heads", "num_heads", "n_heads")
+
+
+class AttentionReading:
+    """The attention of one block: what makes queries, keys and values, and what mixes the heads.
+
+    Parameters
+    ----------
+    block : nn.Module
+
+    Raises
+    ------
+    BackboneError
+        If the block has no attention of a known form.
+    """
+
+    def __init__(self, block):
+        self.block = block
+        self.fused = None
+        for parent in block.modules():
+            names = next((n for n in _PROJECTIONS if _all_linear(parent, n)), None)
+            if names is not None:
+                self.parts = [getattr(parent, name) for name in names]
+            elif isinstance(getattr(parent, "qkv", None), nn.Linear):
+                self.fused = parent.qkv
+            else:
+                continue
+            self.output = _output_of(block, parent)
+            self.n_heads = next((int(getattr(parent, n)) for n in _HEADS if hasattr(parent, n)), 0)
+            plain = not any(
+                isinstance(m, nn.Module) and not isinstance(m, nn.Identity)
+                for m in (getattr(parent, n, None) for n in ("q_norm", "k_norm"))
+            )
+            if self.output is not None and self.n_heads and plain and self._widths_fit():
+                return
+        raise BackboneError(
+            f"covariance='attention' cannot read the attention of a {type(block).__name__}: it "
+            "needs linear layers for queries, keys and values of equal width and one for the "
+            "output, as in BERT and ViT. Use covariance='gp', 'residual' or 'constant'."
+        )
+
+    def _widths_fit(self):
+        query, key, value = self.matrices()
+        return query[0].shape == key[0].shape == value[0].shape and (
+            self.output.in_features == value[0].shape[0]
+        )
+
+    def matrices(self):
+        """Return (weight, bias or None) of queries, keys and values."""
+        if self.fused is None:
+            return [(part.weight.detach(), _detached(part.bias)) for part in self.parts]
+        bias = self.fused.bias
+        biases = [None] * 3 if bias is None else bias.detach().chunk(3)
+        return list(zip(self.fused.weight.detach().chunk(3), biases, strict=True))
+
+    def norm_before(self, run, h):
+        """Return the norm between the state `h` and the attention, None if there is none.
+
+        `run()` applies the block to `h`.
+        """
+        seen = {}
+        modules = [m for m in self.block.modules() if isinstance(m, nn.LayerNorm)]
+        reader = self.parts[0] if self.fused is None else self.fused
+        handles = [reader.register_forward_pre_hook(lambda m, args: seen.update({m: args[0]}))]
+        handles += [
+            m.register_forward_hook(lambda m, args, output: seen.update({m: output}))
+            for m in modules
+        ]
+        try:
+            run()
+        finally:
+            for handle in handles:
+                handle.remove()
+        x = seen[reader]
+        if x.shape == h.shape and torch.equal(x, h):
+            return None
+        for norm in modules:
+            if norm in seen and seen[norm].shape == x.shape and torch.equal(seen[norm], x):
+                return norm
+        raise BackboneError(
+            f"covariance='attention' cannot tell what a {type(self.block).__name__} does before "
+            "its attention: neither nothing nor a LayerNorm. Use covariance='gp', 'residual' or "
+            "'constant'."
+        )
+
+
+def _all_linear(parent, names):
+    return all(isinstance(getattr(parent, name, None), nn.Linear) for name in names)
+
+
+def _output_of(block, attention):
+    """Return the layer that mixes the heads: in the attention, or beside it."""
+    parents = [attention] + [m for m in block.modules() if attention in m.children()]
+    for parent in parents:
+        for path in _OUTPUTS:
+            try:
+                found = parent.get_submodule(path)
+            except AttributeError:
+                continue
+            if isinstance(found, nn.Linear):
+                return found
+    return None
+
+
+def _detached(tensor):
+    return None if tensor is None else tensor.detach()
+
+
+class AttentionVariance(nn.Module):
+    """Posterior variance of the frozen attention at the queries of a state.
+
+    Mean over heads and real tokens of the posterior variance of a Gaussian process given keys.
+
+    Parameters
+    ----------
+    query_weight : Tensor of shape (d, d)
+    query_bias : Tensor of shape (d,) or None
+    norm_weight, norm_bias : Tensor of shape (d,) or None
+        Of the LayerNorm before the attention.
+    norm_eps : float
+        0 where there is no norm.
+    heads : list of GaussianProcessVariance
+        Conditioned on keys.
+    """
+
+    def __init__(self, query_weight, query_bias, norm_weight, norm_bias, norm_eps, heads):
+        super().__init__()
+        self.register_buffer("query_weight", query_weight)
+        self.register_buffer("query_bias", query_bias)
+        self.register_buffer("norm_weight", norm_weight)
+        self.register_buffer("norm_bias", norm_bias)
+        self.register_buffer("norm_eps", torch.tensor(float(norm_eps), dtype=torch.float64))
+        self.heads = nn.ModuleList(heads)
+
+    def normalised(self, h):
+        """Return what the attention gets for the state `h`."""
+        eps = float(self.norm_eps)
+        if eps == 0:
+            return h
+        return nn.functional.layer_norm(h, h.shape[-1:], self.norm_weight, self.norm_bias, eps)
+
+    def forward(self, h, mask=None):
+        """Return rho of the states `h` (n, t, d), shape (n,), float64."""
+        q = nn.functional.linear(self.normalised(h), self.query_weight, self.query_bias)
+        n, t = h.shape[:2]
+        q = q.unflatten(2, (len(self.heads), -1))
+        rho = torch.stack(
+            [p.rho(q[:, :, i].flatten(0, 1)).reshape(n, t) for i, p in enumerate(self.heads)]
+        ).mean(0)
+        if mask is None:
+            return rho.mean(1)
+        return (rho * mask).sum(1) / mask.sum(1).clamp_min(1)
+
+
+class _BlockAttention:
+    """Sums over training batches for one block: keys, and covariances of the values."""
+
+    def __init__(self, block):
+        self.reading = AttentionReading(block)
+        self.keys, self.pooled, self.tokens = [], [], []
+        self.norm, self.known = None, False
+
+    def observe(self, run, h, mask):
+        if not self.known:
+            self.norm, self.known = self.reading.norm_before(run, h), True
+        x = h if self.norm is None else self.norm(h)
+        _, key, value = (nn.functional.linear(x, w, b) for w, b in self.reading.matrices())
+        real = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device) if mask is None else mask
+        weight = real[..., None] / real.sum(1).clamp_min(1)[:, None, None]
+        self.keys.append(key[real])
+        self.pooled.append((value * weight).sum(1))
+        self.tokens.append(value[real])
+
+    def covariances(self):
+        """Return the covariance of the pooled values and of the tokens' through the output."""
+        out, n_heads = self.reading.output.weight.detach().double(), self.reading.n_heads
+        found = []
+        for parts in (self.pooled, self.tokens):
+            values = torch.cat(parts).double()
+            values = (values - values.mean(0)).unflatten(1, (n_heads, -1))
+            total = 0.0
+            for head, matrix in enumerate(out.unflatten(1, (n_heads, -1)).unbind(1)):
+                pushed = values[:, head] @ matrix.T
+                total = total + pushed.T @ pushed / len(pushed)
+            found.append(total)
+        return found
+
+    def variance(self, generator):
+        """Return the `AttentionVariance` of the block."""
+        keys = torch.cat(self.keys)
+        order = torch.randperm(len(keys), generator=generator)[:N_INDUCING_KEYS]
+        keys = keys[order.to(keys.device)].unflatten(1, (self.reading.n_heads, -1))
+        (weight, bias), _, _ = self.reading.matrices()
+        norm = self.norm
+        return AttentionVariance(
+            weight.clone(),
+            None if bias is None else bias.clone(),
+            None if norm is None else _detached(norm.weight),
+            None if norm is None else _detached(norm.bias),
+            0.0 if norm is None else norm.eps,
+            [GaussianProcessVariance(keys[:, i].cpu()) for i in range(self.reading.n_heads)],
+        )
+
+
+@torch.no_grad()
+def attention_covariance(backbone, batches, intervals, noise_rank, generator):
+    """Build the `StateCovariance` that re-reads the frozen attention, with all scales at zero.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    batches : list of dict of Tensor
+        Training rows; the first half gives keys and values, the second tells what is ordinary.
+    intervals : sequence of (int, int)
+        The steps.
+    noise_rank : int
+    generator : torch.Generator
+        Chooses the inducing keys.
+
+    Returns
+    -------
+    covariance : StateCovariance
+        It knows the states before every block at which a step starts, not the last state.
+
+    Raises
+    ------
+    BackboneError
+        If the attention of the blocks cannot be read.
+    """
+    parts = [_BlockAttention(block) for block in backbone.blocks]
+    half = (len(batches) + 1) // 2
+    starts = sorted({start for start, _ in intervals})
+    for batch in batches[:half]:
+        h, context = backbone.embed(batch)
+        for k, part in enumerate(parts):
+            part.observe(partial(backbone.block, k, h, context), h, context.mask)
+            h = backbone.block(k, h, context)
+    device = parts[0].keys[0].device
+    processes = {k: parts[k].variance(generator).to(device) for k in starts}
+    seen = {k: [] for k in starts}
+    for batch in batches[half:] or batches:
+        h, context = backbone.embed(batch)
+        for k in range(backbone.n_blocks):
+            if k in seen:
+                seen[k].append(processes[k](h, context.mask))
+            h = backbone.block(k, h, context)
+    pooled, tokens = zip(*(part.covariances() for part in parts), strict=True)
+    shared = torch.stack([sum(pooled[start:stop]) for start, stop in intervals])
+    token = torch.stack([sum(tokens[start:stop]).diagonal() for start, stop in intervals])
+    return StateCovariance(
+        intervals,
+        principal_factors(shared, noise_rank),
+        token.float(),
+        processes,
+        {k: standardisation(torch.cat(values)) for k, values in seen.items()},
+    )

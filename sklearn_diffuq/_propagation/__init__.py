@@ -1,0 +1,1 @@
+"""From the path to logits."""

@@ -1,0 +1,1 @@
+"""One network for all steps of the path."""

@@ -1,0 +1,1 @@
+"""The wrapped model as a scikit-learn classifier."""

@@ -1,0 +1,355 @@
+"""TransformerClassifier: a pre-trained transformer as a scikit-learn classifier."""
+
+import copy
+import warnings
+from numbers import Integral, Real
+
+import numpy as np
+import torch
+from sklearn.base import _fit_context
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+
+from sklearn_diffuq._backbones.classes import AlignedBackbone, match_columns
+from sklearn_diffuq._backbones.loading import ModelInputs, load_model, load_preprocessor
+from sklearn_diffuq._inputs.encoding import (
+    encode_images,
+    encode_mapping,
+    encode_table,
+    encode_text,
+    input_kind,
+)
+from sklearn_diffuq._inputs.rows import check_labels
+from sklearn_diffuq._training.classification import train_classifier
+from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier, resolve_device
+from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
+from sklearn_diffuq.exceptions import ReadoutWarning
+
+
+class TransformerClassifier(BackboneClassifier):
+    """A transformer that is already trained, as a scikit-learn classifier.
+
+    `fit` matches the model's logits with the labels and trains nothing, unless the head does not
+    fit or `finetune` asks for it. Predictions of a row depend on neither its batch nor its order.
+
+    Parameters
+    ----------
+    model : torch.nn.Module, str or None, default=None
+        A Hugging Face model, a timm model or any module with a list of transformer blocks; or the
+        directory or name of a Hugging Face model, or the name of a timm model. None trains a
+        :class:`FTTransformerClassifier` with its own settings. The model given is never changed.
+    preprocessor : tokenizer, callable, str or None, default=None
+        For raw text, a Hugging Face tokenizer. For images, a Hugging Face image processor or a
+        callable that maps one image to an array (channels, height, width). A str is the directory
+        or name to load one from. A Hugging Face model given by name brings its own.
+    finetune : bool, default=False
+        Whether to train a copy of the model, all of it, on the rows of `fit`.
+    max_length : int, default=None
+        Longest text in tokens; longer ones are cut. None means the most that tokenizer and model
+        can read.
+    blocks : str, default=None
+        Dotted path of the list of blocks, such as "encoder.layer". None finds it.
+    max_epochs : int, default=3
+        Passes over the rows, if `finetune`.
+    batch_size : int, default=32
+        Rows in a training batch.
+    lr : float, default=5e-5
+        Highest learning rate of fine-tuning.
+    weight_decay : float, default=0.01
+        Decoupled weight decay of fine-tuning.
+    device : str or torch.device, default="auto"
+        Where the model runs; "auto" is CUDA when there is one. A model that is elsewhere is copied.
+    random_state : int, RandomState instance or None, default=None
+        Seed of batches and dropout, if `finetune`.
+    verbose : int, default=0
+        Above 0, print one line per epoch.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        The sorted labels of `y`; logits of other classes are left out.
+    n_features_in_ : int
+        Number of features, if `X` was a table.
+    feature_names_in_ : ndarray of shape (`n_features_in_`,)
+        Names of the features, if `X` was a table with names.
+    module_ : torch.nn.Module
+        The model that predicts: the one given, or a copy if it was trained or moved.
+    backbone_ : Backbone
+        The model cut into embedding, blocks and readout; its logits follow `classes_`.
+    history_ : list of dict
+        Loss, learning rate and seconds of each epoch; empty if nothing was trained.
+
+    Warns
+    -----
+    ReadoutWarning
+        If the head does not fit the labels, or there is none: a logistic regression on the
+        layer-normalised token mean takes its place.
+
+    See Also
+    --------
+    FTTransformerClassifier : A transformer for tables, trained from scratch.
+
+    Notes
+    -----
+    A label gets the logit of its name in ``model.config.id2label``; else, labels that are integers
+    from 0 to the number of logits minus 1 get the logit of their number; else, if the model names
+    no classes and there are as many labels as logits, they are taken in sorted order.
+
+    Pixels of uint8 arrays are divided by 255; other arrays are taken as they are. Give them scaled
+    as the model was trained, or a `preprocessor`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from sklearn.datasets import load_digits
+    >>> from timm.models import VisionTransformer
+    >>> from sklearn_diffuq import TransformerClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> vit = VisionTransformer(
+    ...     img_size=8, patch_size=2, in_chans=1, num_classes=10,
+    ...     embed_dim=16, depth=2, num_heads=2)
+    >>> clf = TransformerClassifier(vit, finetune=True, lr=1e-3, device="cpu", random_state=0)
+    >>> images = X.reshape(-1, 8, 8) / 16
+    >>> clf.fit(images[:600], y[:600]).predict_proba(images[600:]).shape
+    (1197, 10)
+    """
+
+    _parameter_constraints: dict = {  # noqa: RUF012 - scikit-learn's convention
+        "model": [torch.nn.Module, str, None],
+        "preprocessor": [callable, str, None],
+        "finetune": ["boolean"],
+        "max_length": [Interval(Integral, 1, None, closed="left"), None],
+        "blocks": [str, None],
+        "max_epochs": [Interval(Integral, 1, None, closed="left")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "lr": [Interval(Real, 0, None, closed="neither")],
+        "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "device": [str, torch.device],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        model=None,
+        *,
+        preprocessor=None,
+        finetune=False,
+        max_length=None,
+        blocks=None,
+        max_epochs=3,
+        batch_size=32,
+        lr=5e-5,
+        weight_decay=0.01,
+        device="auto",
+        random_state=None,
+        verbose=0,
+    ):
+        self.model = model
+        self.preprocessor = preprocessor
+        self.finetune = finetune
+        self.max_length = max_length
+        self.blocks = blocks
+        self.max_epochs = max_epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __sklearn_tags__(self):
+        """Say what `X` may be, which depends on the model."""
+        tags = super().__sklearn_tags__()
+        if self.model is None:
+            return tags
+        is_module = isinstance(self.model, torch.nn.Module)
+        kind = ModelInputs.of(self.model).kind if is_module else "unknown"
+        tags.input_tags.two_d_array = kind == "any"
+        tags.input_tags.string = kind in ("text", "unknown")
+        tags.input_tags.three_d_array = kind in ("images", "unknown")
+        tags.input_tags.dict = True
+        return tags
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y, sample_weight=None):
+        """Match the model with the labels, and train what has to be trained.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame, list of str, list of images, or mapping, of length n
+            Rows of the kind that the model reads.
+        y : array-like of shape (n,)
+            Labels.
+        sample_weight : array-like of shape (n,), default=None
+            Weights of the rows; rows of weight zero are ignored.
+
+        Returns
+        -------
+        self : TransformerClassifier
+            The fitted classifier.
+
+        Raises
+        ------
+        ValueError
+            If the rows are not of the kind that the model reads, or there is one class only.
+        BackboneError
+            If the model cannot be cut into embedding, blocks and readout.
+        """
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        if self.model is None:
+            return self._fit_table(X, y, sample_weight, seed)
+        classes, target, weight, kept = check_labels(self, y, sample_weight)
+        self._table = None
+        self._set_model(resolve_device(self.device))
+        inputs = self._encode(X, reset=True)
+        check_consistent_length(np.empty(len(inputs)), y)
+        inputs = inputs.take(kept)
+        self._cut(inputs)
+        self._align(classes, inputs, target, weight)
+        self.classes_, self.history_ = classes, []
+        if self.finetune:
+            self.history_ = self._train(inputs, target, weight, seed)
+        return self
+
+    def encode(self, X):
+        """Check rows and turn them into model inputs.
+
+        Parameters
+        ----------
+        X : as in `fit`, of length n
+            Rows of the kind that the model reads.
+
+        Returns
+        -------
+        inputs : EncodedInputs
+            Token ids, pixels, numbers, or the entries of a mapping.
+        """
+        check_is_fitted(self)
+        return self._encode(X, reset=False)
+
+    def _fit_table(self, X, y, sample_weight, seed):
+        self._table = FTTransformerClassifier(
+            device=self.device, random_state=seed, verbose=self.verbose
+        ).fit(X, y, sample_weight)
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(self._table, name):
+                setattr(self, name, getattr(self._table, name))
+        self._n_tokens = self._table._n_tokens
+        self.classes_, self.history_ = self._table.classes_, self._table.history_
+        self.module_, self.backbone_ = self._table.module_, self._table.backbone_
+        return self
+
+    def _set_model(self, device):
+        """Find the model and the preprocessor; copy the model if it will change or move."""
+        model, own = load_model(self.model) if isinstance(self.model, str) else (self.model, None)
+        self._reads = ModelInputs.of(model)
+        if self._reads.pad_id is None and type(model).__name__.endswith("SequenceClassification"):
+            raise ValueError(
+                f"{type(model).__name__} has no `config.pad_token_id`, so it cannot find the last "
+                "token of a text. Set `model.config.pad_token_id = tokenizer.pad_token_id`, or to "
+                "the end-of-text token if the tokenizer has no padding token."
+            )
+        self._preprocessor = own if self.preprocessor is None else self.preprocessor
+        if isinstance(self._preprocessor, str):
+            self._preprocessor = load_preprocessor(self._preprocessor, self._reads.kind == "images")
+        at_home = next(model.parameters()).device == device
+        if not isinstance(self.model, str) and (self.finetune or not at_home):
+            model = copy.deepcopy(model)
+        self.module_ = model.to(device)
+
+    def _encode(self, X, reset):
+        if self._table is not None:
+            return self._table.encode(X)
+        kind, reads = input_kind(X), self._reads
+        if kind == "mapping":
+            inputs = encode_mapping(X, reads.max_length, reads.pad_id or 0)
+        elif kind == "text":
+            inputs = encode_text(X, self._tokenizer(), self._longest_text(), reads.pad_id)
+        elif reads.kind == "text" or _is_tokenizer(self._preprocessor):
+            raise ValueError(
+                f"{type(self.module_).__name__} reads text, but X is a {type(X).__name__} of "
+                f"{kind}. Give a collection of str, or a mapping with `input_ids`."
+            )
+        elif reads.kind == "images" or kind == "images" or self._preprocessor is not None:
+            inputs = encode_images(X, self._preprocessor, reads.n_channels, reads.image_size)
+        else:
+            inputs = encode_table(validate_data(self, X, reset=reset, dtype=np.float32))
+        if len(inputs) == 0:
+            raise ValueError("Found input with 0 sample(s) while a minimum of 1 is required.")
+        return inputs
+
+    def _tokenizer(self):
+        if not _is_tokenizer(self._preprocessor):
+            raise ValueError(
+                "X is text, but there is no tokenizer to read it: preprocessor is "
+                f"{self._preprocessor!r}. Pass `preprocessor=`, the model's tokenizer or the "
+                "directory to load it from."
+            )
+        return self._preprocessor
+
+    def _longest_text(self):
+        limits = (self.max_length, self._reads.max_length, self._tokenizer().model_max_length)
+        shortest = min(limit for limit in limits if limit is not None)
+        return shortest if shortest < 2**31 else None
+
+    def _cut(self, inputs):
+        """Cut the model on a few rows; the shortest and the longest text give padding."""
+        rows = np.arange(min(len(inputs), 4))
+        if inputs.lengths is not None:
+            rows = np.unique([inputs.lengths.argmin(), inputs.lengths.argmax(), *rows])
+        rows = rows if len(rows) > 1 else np.repeat(rows, 2)
+        batch = inputs.batch(rows, device=next(self.module_.parameters()).device)
+        self.backbone_ = AlignedBackbone(self.module_, blocks=self.blocks).probe(batch)
+        with self.backbone_.frozen(), torch.no_grad():
+            self._n_tokens = self.backbone_.embed(batch)[0].shape[1]
+
+    def _align(self, classes, inputs, target, weight):
+        """Choose the logits of the classes, or fit a new readout where the head does not fit."""
+        backbone, native = self.backbone_, self.backbone_.n_outputs
+        names = getattr(getattr(self.module_, "config", None), "id2label", None)
+        columns = match_columns(classes, native, names)
+        if columns is not None:
+            # all logits in their order are passed on untouched
+            backbone.columns = None if columns == list(range(native)) else columns
+            return
+        head = "has no head" if native is None else f"has a head of {native} output(s)"
+        known = "" if native is None or names is None else f" for {list(names.values())[:10]}"
+        warnings.warn(
+            f"{type(self.module_).__name__} {head}{known}, which does not fit the "
+            f"{len(classes)} labels {classes.tolist()[:10]}: a logistic regression on its token "
+            "mean is fitted instead. To use the head, give labels that match "
+            "`model.config.id2label`, or integers from 0.",
+            ReadoutWarning,
+            stacklevel=4,
+        )
+        self.refit_readout(inputs, target, weight)
+
+    def _train(self, inputs, target, weight, seed):
+        trained = torch.nn.ModuleList([self.module_])
+        if self.backbone_.custom_readout is not None:
+            trained.append(self.backbone_.custom_readout)
+        for parameter in trained.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        return train_classifier(
+            trained,
+            self.backbone_.logits,
+            inputs,
+            target,
+            weight,
+            np.empty(0, dtype=np.intp),
+            batch_size=self.batch_size,
+            device=next(self.module_.parameters()).device,
+            n_tokens=self._n_tokens,
+            max_epochs=self.max_epochs,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            seed=seed,
+            verbose=self.verbose,
+        )
+
+
+def _is_tokenizer(preprocessor):
+    """Tell a tokenizer from an image transform, without importing transformers."""
+    return hasattr(preprocessor, "model_max_length")

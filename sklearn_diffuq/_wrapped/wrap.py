@@ -1,0 +1,97 @@
+"""From what the user gives to what the path needs: a fitted wrapped classifier and its rows."""
+
+import copy
+
+import numpy as np
+import torch
+from sklearn.base import clone
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils.validation import check_is_fitted, check_memory
+
+from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
+from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
+from sklearn_diffuq._wrapped.transformer_classifier import TransformerClassifier
+from sklearn_diffuq.exceptions import BackboneError
+
+
+def fit_wrapped(owner, X, y, sample_weight, seed, memory=None):
+    """Return the fitted wrapped classifier of an estimator with a parameter `estimator`.
+
+    An unfitted scikit-learn estimator is cloned and trained; a torch model is taken as
+    pre-trained and a `FrozenEstimator` as fitted.
+    """
+    estimator = owner.estimator
+    if isinstance(estimator, FrozenEstimator):
+        wrapped = estimator.estimator
+        check_is_fitted(wrapped)
+    elif isinstance(estimator, (torch.nn.Module, str)):
+        wrapped = TransformerClassifier(
+            estimator, preprocessor=owner.preprocessor, device=owner.device, random_state=seed
+        )
+        wrapped.fit(X, y, sample_weight)
+    else:
+        wrapped = FTTransformerClassifier(device=owner.device) if estimator is None else estimator
+        wrapped = clone(wrapped)
+        if "random_state" in wrapped.get_params() and wrapped.random_state is None:
+            wrapped.set_params(random_state=seed)
+        if hasattr(wrapped, "encode"):
+            wrapped = check_memory(memory).cache(_fit)(wrapped, X, y, sample_weight)
+    if not hasattr(wrapped, "encode"):
+        name = type(owner).__name__
+        raise TypeError(
+            f"{name} cannot look into a {type(wrapped).__name__}: estimator must be None, a torch "
+            "model, the path of one, a TransformerClassifier, a FTTransformerClassifier, or a "
+            f"FrozenEstimator of one of these. Put preprocessing steps before {name} in a "
+            "Pipeline, not inside it."
+        )
+    return wrapped
+
+
+def _fit(estimator, X, y, sample_weight):
+    estimator.fit(X, y, sample_weight)
+    return estimator
+
+
+def choose_readout(wrapped, readout, training):
+    """Return the wrapped classifier with the readout that the parameter `readout` asks for.
+
+    The wrapped classifier itself is not changed.
+    """
+    if readout == "frozen" and wrapped.backbone_.custom_readout is not None:
+        raise ValueError(
+            "readout='frozen', but the wrapped model has no head that fits the labels. Give a "
+            "model with a fitting head, or readout='auto', which fits one."
+        )
+    if readout == "refit":
+        wrapped = copy.copy(wrapped)
+        weight = training.weight / training.weight.mean()  # else its unit would set the penalty
+        wrapped.refit_readout(training.inputs, training.y.numpy(), weight.numpy())
+    if readout == "finetune":
+        wrapped = copy.deepcopy(wrapped)
+    return wrapped
+
+
+def check_precision(module):
+    """Refuse a model that is not in float32: path, covariance and readout are."""
+    found = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    if found - {torch.float32}:
+        raise BackboneError(
+            f"The wrapped model has parameters of {', '.join(sorted(map(str, found)))}; only "
+            "torch.float32 can be calibrated. Convert it with model.float(), or give its path or "
+            "name, which is loaded in float32."
+        )
+
+
+def label(wrapped, X, y, sample_weight):
+    """Encode rows for the wrapped model and give their labels its class indices."""
+    unseen = np.setdiff1d(y, wrapped.classes_)
+    if len(unseen):
+        raise ValueError(
+            f"The labels {unseen.tolist()} are unknown to the wrapped model, whose classes are "
+            f"{np.asarray(wrapped.classes_).tolist()}. Give rows of these classes, or a model that "
+            "was trained with all classes."
+        )
+    order = np.argsort(wrapped.classes_)
+    index = order[np.searchsorted(np.asarray(wrapped.classes_)[order], y)]
+    weight = torch.as_tensor(sample_weight, dtype=torch.float64)
+    return LabelledInputs(wrapped.encode(X), torch.as_tensor(index), weight)

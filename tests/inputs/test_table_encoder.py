@@ -1,0 +1,119 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import norm
+from sklearn.base import BaseEstimator
+
+from sklearn_diffuq._inputs.table_encoder import TableEncoder
+
+
+class Owner(BaseEstimator):
+    """Stands for the estimator that features are counted on."""
+
+
+def arrays(inputs):
+    return {name: tensor.numpy() for name, tensor in inputs.batch(range(len(inputs))).items()}
+
+
+def fitted(owner, X):
+    encoder = TableEncoder(0)
+    return encoder, arrays(encoder.fit_transform(owner, X, np.arange(len(X))))
+
+
+def encoded(owner, encoder, X):
+    return arrays(encoder.transform(owner, X))
+
+
+FRAME = pd.DataFrame(
+    {
+        "age": [20.0, 40.0, np.nan, 30.0],
+        "colour": ["red", "blue", None, "red"],
+        "count": pd.array([1, 2, pd.NA, 3], dtype="Int64"),
+        "size": pd.Categorical(["s", "l", "l", "s"], categories=["s", "m", "l"]),
+        "new": [True, False, True, True],
+    }
+)
+
+
+def test_numbers_become_normal_quantiles():
+    X = np.random.default_rng(0).lognormal(sigma=3, size=(999, 2))
+    owner = Owner()
+    encoder, _ = fitted(owner, X)
+    ranks = X[:, 0].argsort().argsort()
+    values = encoded(owner, encoder, X)["x_num"]
+    assert list(encoded(owner, encoder, X)) == ["x_num"]
+    inner = (ranks > 5) & (ranks < 993)
+    np.testing.assert_allclose(values[inner, 0], norm.ppf(ranks[inner] / 998), atol=0.02)
+    assert np.abs(values).max() <= 3
+    assert owner.n_features_in_ == 2
+
+
+def test_frames_split_into_numbers_and_codes():
+    owner = Owner()
+    encoder, _ = fitted(owner, FRAME)
+    assert list(owner.feature_names_in_) == list(FRAME)
+    assert encoder.n_numeric == 2
+    assert encoder.cardinalities == [4, 3, 3]  # unseen + known; a missing colour is known
+    batch = encoded(owner, encoder, FRAME)
+    assert batch["x_cat"].tolist() == [[2, 2, 2], [1, 1, 1], [3, 1, 2], [2, 2, 2]]
+    assert np.isnan(batch["x_num"][2]).all()
+    assert np.isfinite(batch["x_num"][[0, 1, 3]]).all()
+    order = batch["x_num"][[0, 3, 1]]
+    assert (np.diff(order[:, 0]) > 0).all()
+
+
+def test_unseen_categories_are_code_zero():
+    owner = Owner()
+    encoder, _ = fitted(owner, FRAME)
+    new = FRAME.iloc[:2].assign(colour=["green", "red"], size=["m", None])
+    codes = encoded(owner, encoder, new)["x_cat"]
+    assert codes.tolist() == [[0, 0, 2], [2, 0, 1]]
+
+
+def test_only_the_given_rows_teach():
+    owner, encoder = Owner(), TableEncoder(0)
+    batch = arrays(encoder.fit_transform(owner, FRAME, np.array([0, 3])))
+    assert encoder.cardinalities == [2, 2, 2]
+    _, same = fitted(Owner(), FRAME.iloc[[0, 3]])
+    np.testing.assert_array_equal(batch["x_num"], same["x_num"])
+    assert encoded(owner, encoder, FRAME)["x_cat"].tolist() == [
+        [1, 1, 1],
+        [0] * 3,
+        [0, 0, 1],
+        [1] * 3,
+    ]
+
+
+def test_only_categories_or_an_empty_column():
+    owner, X = Owner(), FRAME[["colour", "new"]]
+    batch = fitted(owner, X)[1]
+    assert batch["x_num"].shape == (4, 0)
+    X = pd.DataFrame({"a": [np.nan, np.nan], "b": [1.0, 2.0]})
+    owner = Owner()
+    batch = fitted(owner, X)[1]
+    assert np.isnan(batch["x_num"][:, 0]).all()
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (np.array([[1.0, np.nan]]), "contains NaN"),
+        (pd.DataFrame({"a": [1.0, np.inf], "b": [1, 2]}), "infinity"),
+        (pd.DataFrame({"a": pd.to_datetime(["2020-01-01"])}), "'a' has dtype datetime64"),
+        (FRAME.iloc[:0], "0 sample"),
+    ],
+)
+def test_errors_in_fit(X, message):
+    with pytest.raises(ValueError, match=message):
+        fitted(Owner(), X)
+
+
+def test_errors_in_transform():
+    owner = Owner()
+    encoder, _ = fitted(owner, FRAME)
+    with pytest.raises(ValueError, match="Give a data frame"):
+        encoder.transform(owner, FRAME.to_numpy())
+    with pytest.raises(ValueError, match="feature names"):
+        encoder.transform(owner, FRAME[["colour", "age", "count", "size", "new"]])
+    with pytest.raises(ValueError, match="could not convert string"):
+        encoder.transform(owner, FRAME.assign(age="old"))

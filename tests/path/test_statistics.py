@@ -1,0 +1,78 @@
+"""The one pass over the data, against sums over all stored states in float64."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_backbones import ALL
+
+from sklearn_diffuq._path.distance import describe
+from sklearn_diffuq._path.statistics import collect_statistics
+from sklearn_diffuq._path.time_grid import steps_of, time_grid
+
+
+def _halves(batch):
+    return [{k: v[:3] for k, v in batch.items()}, {k: v[3:] for k, v in batch.items()}]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_streamed_sums_equal_those_over_stored_states(name):
+    backbone, batch = ALL[name]()
+    grid = time_grid(backbone.n_blocks, 2)
+    backbone.module.eval()
+    statistics = collect_statistics(backbone, _halves(batch), steps_of(grid), with_moments=False)
+    h, context = backbone.embed(batch)
+    real = np.ones(h.shape[:2], bool) if context.mask is None else context.mask.numpy()
+    for step in range(2):
+        before = h
+        for block in range(grid[step], grid[step + 1]):
+            h = backbone.block(block, h, context)
+        change = (h - before).detach().double().numpy()
+        np.testing.assert_allclose(
+            statistics.token_variance[step], change[real].var(0), rtol=1e-3, atol=1e-6
+        )
+        pooled = np.stack([c[r].mean(0) for c, r in zip(change, real, strict=True)])
+        np.testing.assert_allclose(
+            statistics.pooled_second_moment[step],
+            np.cov(pooled.T, bias=True),
+            rtol=1e-3,
+            atol=1e-5,
+        )
+        torch.testing.assert_close(
+            statistics.states[grid[step + 1]],
+            describe(h, context.mask).detach(),
+            atol=1e-5,
+            rtol=1e-5,
+        )
+    assert list(statistics.states) == list(grid)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_input_moments_equal_recorded_inputs_and_leave_no_hooks(name):
+    backbone, batch = ALL[name]()
+    grid = time_grid(backbone.n_blocks, backbone.n_blocks)
+    seen, block = [], backbone.blocks[1]
+    backbone.module.eval()
+    layer_name = {"vit": "mlp.fc1", "bert": "intermediate.dense", "gpt2": "mlp.c_fc"}[name]
+    handle = block.get_submodule(layer_name).register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].detach().double())
+    )
+    moments = collect_statistics(backbone, [batch], steps_of(grid), with_moments=True).moments
+    handle.remove()
+    _, context = backbone.embed(batch)
+    x = seen[0].flatten(0, 1) if context.mask is None else seen[0][context.mask]
+    key = (1, f"{layer_name}.weight")
+    torch.testing.assert_close(moments.mean[key].double(), x.mean(0), atol=1e-5, rtol=1e-4)
+    expected = x.T @ x / len(x)
+    torch.testing.assert_close(moments.second[key].double(), expected, atol=1e-4, rtol=1e-4)
+    assert not any(m._forward_pre_hooks for m in backbone.module.modules())
+
+
+def test_a_constant_increment_has_no_negative_variance():
+    backbone, _ = ALL["vit"]()
+    backbone.module.blocks[1].forward = lambda h: h + torch.linspace(-3, 3, 16)
+    batches = [{"x": torch.randn(7, 1, 16, 16)} for _ in range(9)]
+    with backbone.frozen():
+        statistics = collect_statistics(backbone, batches, steps_of(time_grid(4, 4)), False)
+    variance = statistics.token_variance[1]
+    assert torch.all(variance >= 0)
+    assert torch.all(variance < 1e-5)

@@ -1,0 +1,188 @@
+"""Propagation with three-line transitions whose answer is known."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_backbones import ALL
+
+from sklearn_diffuq._inputs.encoded_inputs import Dense, EncodedInputs
+from sklearn_diffuq._path.covariance import NoiseScales, fit_covariance
+from sklearn_diffuq._path.gaussian import GaussianTransition
+from sklearn_diffuq._path.path import BlockwiseMean, GaussianPath
+from sklearn_diffuq._path.statistics import collect_statistics
+from sklearn_diffuq._path.time_grid import steps_of, time_grid
+from sklearn_diffuq._propagation.noise import PathNoise
+from sklearn_diffuq._propagation.propagate import (
+    mean_path,
+    path_distance,
+    propagate,
+    propagate_all,
+    sample_paths,
+)
+
+
+class LinearPath:
+    """h -> A h + N(0, a^2 u u^T shared + b^2 I per token): Gaussian at every step."""
+
+    n_steps = 3
+
+    def __init__(self, a=0.5, b=0.2):
+        self.a, self.b = a, b
+        self.matrix = torch.tensor([[0.9, 0.2], [-0.1, 0.8]])
+        self.factor = torch.tensor([[1.0], [2.0]])
+
+    def __call__(self, h, step, context):
+        n = len(h)
+        token = torch.full((n, 1, 2), self.b**2)
+        return GaussianTransition(
+            h @ self.matrix.T, self.factor, torch.full((n,), self.a**2), token
+        )
+
+    def covariance(self, token_shared):
+        total, power = torch.zeros(2, 2), torch.eye(2)
+        for _ in range(self.n_steps):
+            one = self.a**2 * self.factor @ self.factor.T
+            one = one if token_shared else one + self.b**2 * torch.eye(2)
+            total, power = total + power @ one @ power.T, self.matrix @ power
+        return total
+
+
+def test_paths_have_the_closed_form_moments():
+    path, k = LinearPath(), 8192
+    noise = PathNoise(k, 3, 1, 2, seed=0)
+    h = torch.tensor([[[1.0, -1.0], [0.5, 2.0]]])
+    end = sample_paths(path, h, None, None, noise)
+    final, variance = end.outcome, end.variance
+    assert torch.equal(end.distance, torch.zeros(1))
+    expected_mean = h[0] @ torch.linalg.matrix_power(path.matrix, 3).T
+    torch.testing.assert_close(final.mean(0), expected_mean, atol=1e-4, rtol=0)
+    x = final - expected_mean
+    torch.testing.assert_close(
+        x[:, 0].T @ x[:, 0] / k, path.covariance(False), atol=0.02, rtol=0.03
+    )
+    # between tokens only the shared part is common
+    torch.testing.assert_close(x[:, 0].T @ x[:, 1] / k, path.covariance(True), atol=0.02, rtol=0.03)
+    expected = path.a**2 * path.factor.square().mean() + path.b**2
+    torch.testing.assert_close(variance, expected.expand(1, 3))
+
+
+def test_mean_path_is_the_noise_free_path():
+    path = LinearPath()
+    h = torch.randn(4, 2, 2)
+    final = mean_path(path, h, None).outcome
+    torch.testing.assert_close(final, h @ torch.linalg.matrix_power(path.matrix, 3).T)
+
+
+@pytest.mark.parametrize("n_paths", [1, 2, 5, 16])
+def test_noise_is_antithetic_and_does_not_depend_on_length(n_paths):
+    noise = PathNoise(n_paths, 2, 3, 4, seed=1)
+    assert noise.shared.shape == (n_paths, 2, 3)
+    half = (n_paths + 1) // 2
+    assert torch.equal(noise.shared[half:], -noise.shared[: n_paths - half])
+    long, short = noise.tokens(1, 70), PathNoise(n_paths, 2, 3, 4, seed=1).tokens(1, 9)
+    assert torch.equal(long[:, :9], short)
+    assert torch.equal(long[half:], -long[: n_paths - half])
+    assert not torch.equal(noise.tokens(0, 9), short)
+
+
+def test_token_noise_is_standard_normal():
+    x = PathNoise(64, 1, 1, 32, seed=0).tokens(0, 96)[:32].double()
+    assert abs(float(x.mean())) < 0.01
+    assert float(x.std()) == pytest.approx(1, abs=0.01)
+    assert float((x[:, :32] * x[:, 32:64]).mean()) == pytest.approx(0, abs=0.02)
+
+
+def _path(name, scales):
+    backbone, batch = ALL[name]()
+    grid = time_grid(backbone.n_blocks, backbone.n_blocks)
+    statistics = collect_statistics(backbone, [batch], steps_of(grid), with_moments=False)
+    covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+    return backbone, batch, GaussianPath(BlockwiseMean(backbone, grid), covariance.replace(scales))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_without_noise_the_path_is_the_wrapped_model(name):
+    backbone, batch, path = _path(name, NoiseScales())
+    with backbone.frozen(), torch.no_grad():
+        expected = backbone.logits(batch)
+        mean = propagate(path, backbone, batch)
+        noise = PathNoise.of(path, 4, seed=0)
+        sampled = propagate(path, backbone, batch, noise)
+    assert torch.equal(mean.outcome[0], expected)
+    assert all(torch.equal(logits, expected) for logits in sampled.outcome)
+    assert torch.all(sampled.variance == 0)
+
+
+def test_draws_of_their_own_for_each_batch_average_out_over_rows():
+    backbone, batch, path = _path("vit", NoiseScales(1.0, 0.3))
+    x = batch["x"][:1].expand(512, -1, -1, -1).numpy()
+    inputs = EncodedInputs({"x": Dense(x)})
+
+    def mean_probability(end):
+        return torch.softmax(end.outcome.double(), -1)[..., 0].mean()
+
+    with backbone.frozen(), torch.no_grad():
+        noise = PathNoise.of(path, 8, seed=0)
+        many = PathNoise.of(path, 4096, seed=1)
+        expected = mean_probability(propagate(path, backbone, {"x": batch["x"][:1]}, many))
+        own = propagate_all(path, backbone, inputs, noise, common=False)
+        again = propagate_all(path, backbone, inputs, noise, common=False)
+        common = propagate_all(path, backbone, inputs, noise)
+    assert torch.equal(own.outcome, again.outcome)
+    assert torch.equal(common.outcome[:, 0], common.outcome[:, -1])
+    assert not torch.equal(own.outcome[:, 0], own.outcome[:, -1])
+    error = abs(mean_probability(own) - expected)
+    assert error < 0.3 * abs(mean_probability(common) - expected)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_row_does_not_depend_on_the_others(name):
+    backbone, batch, path = _path(name, NoiseScales(0.3, 0.1, 0.5))
+    noise = PathNoise.of(path, 4, seed=0)
+    order = torch.tensor(np.random.default_rng(0).permutation(6))
+    with backbone.frozen(), torch.no_grad():
+        end = propagate(path, backbone, batch, noise)
+        shuffled = {k: v[order] for k, v in batch.items()}
+        other = propagate(path, backbone, shuffled, noise)
+    torch.testing.assert_close(other.outcome, end.outcome[:, order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(other.variance, end.variance[order], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(other.distance, end.distance[order], atol=1e-3, rtol=1e-3)
+    assert end.outcome.std(0).min() > 1e-4
+    assert end.distance.std() > 0
+
+
+def test_the_states_that_steps_arrive_at_count_for_the_distance():
+    backbone, batch, path = _path("vit", NoiseScales(0.0, 0.0, 0.5))
+    with backbone.frozen(), torch.no_grad():
+        end = propagate(path, backbone, batch)
+        h, context = backbone.embed(batch)
+        seen = [path.covariance.distance(h, 0)]
+        for block in range(4):
+            h = backbone.block(block, h, context)
+            seen.append(path.covariance.distance(h, block + 1))
+        distance = path_distance(path, backbone, batch)
+    expected = torch.stack(seen[1:], 1).mean(1)
+    torch.testing.assert_close(distance, expected)
+    torch.testing.assert_close(end.distance, expected)
+
+
+def test_noise_grows_with_the_distance_of_the_state_that_a_step_starts_from():
+    backbone, batch, path = _path("vit", NoiseScales(0.3, 0.2, 0.5))
+    with backbone.frozen(), torch.no_grad():
+        h, context = backbone.embed(batch)
+        law = path(h, 0, context)
+    v = torch.exp(path.covariance.distance(h, 0))
+    torch.testing.assert_close(law.shared_variance, 0.09 * v)
+    expected = law.shared_variance[:, None] * law.factor.square().sum(1) + law.token_variance[:, 0]
+    torch.testing.assert_close(law.mean_variance(), expected.mean(1))
+
+
+def test_the_embedding_counts_for_the_distance_where_no_other_state_is_known():
+    backbone, batch, path = _path("vit", NoiseScales(0.0, 0.0, 0.5))
+    for block in "1234":
+        del path.covariance.processes[block]
+    path = GaussianPath(path.mean, path.covariance)
+    with backbone.frozen(), torch.no_grad():
+        h, _ = backbone.embed(batch)
+        end = propagate(path, backbone, batch)
+    torch.testing.assert_close(end.distance, path.covariance.distance(h, 0))

@@ -1,0 +1,326 @@
+"""Stages 2 to 5 in order: which rank is chosen, what is trained, and what is left alone."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from tiny_backbones import ALL
+
+from sklearn_diffuq import _fitting, _transition_fitting
+from sklearn_diffuq._fit_path import fit_path
+from sklearn_diffuq._inputs.encoded_inputs import Dense, EncodedInputs, LabelledInputs, Ragged
+from sklearn_diffuq._path.distance import describe
+from sklearn_diffuq._path.path import BlockwiseMean, GaussianPath
+from sklearn_diffuq._path.statistics import collect_statistics
+from sklearn_diffuq._path.time_grid import steps_of, time_grid
+from sklearn_diffuq._propagation.propagate import logits_of
+from sklearn_diffuq._transition.rank import choose_rank
+from sklearn_diffuq.exceptions import CalibrationWarning
+
+OPTIONS = {
+    "transition": "unified",
+    "step_counts": (4,),
+    "rank": 2,
+    "n_shared_blocks": 1,
+    "covariance": "gp",
+    "noise_rank": 2,
+    "seed": 0,
+    "weights": {"path_weight": 0.3, "distillation_weight": 1.0, "label_weight": 0.5},
+    "max_epochs": 1,
+    "batch_size": 32,
+    "lr": 1e-3,
+    "callbacks": None,
+    "precision": "float32",
+    "compile": False,
+    "verbose": 0,
+}
+
+
+def _labelled(backbone, n, seed=0):
+    """Return random images with the labels that the backbone gives them."""
+    x = torch.randn(n, 1, 16, 16, generator=torch.Generator().manual_seed(seed))
+    with backbone.frozen(), torch.no_grad():
+        y = backbone.logits({"x": x}).argmax(1)
+    return LabelledInputs(EncodedInputs({"x": Dense(x.numpy())}), y, torch.ones(n))
+
+
+def _fit(backbone, training, held_out, **options):
+    return fit_path(backbone, training, held_out, teacher=backbone, **OPTIONS | options)
+
+
+@pytest.fixture
+def vit():
+    return ALL["vit"]()[0]
+
+
+def _share_blocks_up_to_low_rank(backbone, rank):
+    """Make every matrix that of block 0 plus a random delta of the given rank."""
+    generator = torch.Generator().manual_seed(1)
+    first = dict(backbone.blocks[0].named_parameters())
+    with torch.no_grad():
+        for block in backbone.blocks[1:]:
+            for name, parameter in block.named_parameters():
+                if parameter.ndim == 2:
+                    d_out, d_in = parameter.shape
+                    up = torch.randn(d_out, rank, generator=generator)
+                    down = torch.randn(rank, d_in, generator=generator)
+                    parameter.copy_(first[name] + 0.2 * up @ down / d_in**0.5)
+
+
+def _choose(backbone, n_shared_blocks=1):
+    held_out = _labelled(backbone, 200)
+    steps = steps_of(time_grid(4, 4))
+    with backbone.frozen():
+        statistics = collect_statistics(
+            backbone, [held_out.inputs.batch(np.arange(200))], steps, with_moments=True
+        )
+        return choose_rank(backbone, statistics.moments, held_out, n_shared_blocks, 1.0, "cpu")
+
+
+def test_blocks_that_differ_by_little_get_a_small_rank(vit):
+    _share_blocks_up_to_low_rank(vit, 2)
+    assert _choose(vit) == 4
+
+
+def test_blocks_with_nothing_in_common_keep_their_full_rank(vit):
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for block in vit.blocks:
+            for parameter in block.parameters():
+                if parameter.ndim == 2:
+                    parameter.normal_(0, 0.4, generator=generator)
+    assert _choose(vit) is None
+
+
+def test_a_transition_larger_than_the_blocks_is_never_chosen(vit, monkeypatch):
+    # Any rank is faithful enough here, so only the size can rule one out.
+    monkeypatch.setattr(_transition_fitting, "ACCURACY_MARGIN", 1.0)
+    monkeypatch.setattr(_transition_fitting, "KL_MARGIN", np.inf)
+    assert _choose(vit) == 4
+    assert _choose(vit, n_shared_blocks=4) is None  # four shared matrices are the blocks
+
+
+def test_the_learned_variances_take_the_place_of_those_of_the_increments(vit):
+    with vit.frozen(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = _fit(vit, _labelled(vit, 60), _labelled(vit, 40, seed=1)).path
+    assert torch.equal(path.covariance.token_variances, path.mean.variances())
+
+
+def test_a_start_that_training_only_harms_is_kept_at_its_rank(vit):
+    _share_blocks_up_to_low_rank(vit, 2)
+    held_out = _labelled(vit, 200)
+    with vit.frozen():
+        fitted = _fit(vit, _labelled(vit, 60), held_out, rank="auto", lr=0.5)
+        expected = logits_of(
+            GaussianPath(BlockwiseMean(vit, time_grid(4, 4))), vit, held_out.inputs
+        )
+        found = logits_of(GaussianPath(fitted.path.mean), vit, held_out.inputs)
+    assert fitted.history[0]["valid_loss"] > 0.5  # no epoch is within the margin
+    assert fitted.rank == 4
+    assert (found - expected).abs().mean() < 0.1 * expected.std()
+
+
+@pytest.mark.parametrize("n_shared_blocks", [3, 9])
+def test_more_shared_blocks_than_steps_are_as_many_as_steps(vit, n_shared_blocks):
+    options = {"n_shared_blocks": n_shared_blocks, "step_counts": (2,), "rank": "auto"}
+    training = _labelled(vit, 60)
+    with vit.frozen(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted = _fit(vit, training, _labelled(vit, 40, seed=1), **options)
+    assert fitted.path.n_steps == 2
+
+
+def test_full_rank_with_one_step_per_block_is_not_trained(vit, monkeypatch):
+    monkeypatch.setattr(_fitting, "calibrate_moments", None)  # no noise to train under is needed
+    held_out = _labelled(vit, 40, seed=1)
+    with vit.frozen():
+        fitted = _fit(vit, _labelled(vit, 60), held_out, rank=None)
+        teacher = GaussianPath(BlockwiseMean(vit, time_grid(4, 4)))
+        expected = logits_of(teacher, vit, held_out.inputs)
+        found = logits_of(GaussianPath(fitted.path.mean), vit, held_out.inputs)
+    assert fitted.history == []
+    assert fitted.rank is None
+    assert torch.equal(found, expected)
+    assert not any(p.requires_grad for p in fitted.path.mean.parameters())
+
+
+@pytest.mark.parametrize("transition", ["unified", "blockwise"])
+def test_the_backbone_is_left_alone(vit, transition):
+    before = copy.deepcopy(vit.module.state_dict())
+    with vit.frozen(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted = _fit(
+            vit,
+            _labelled(vit, 60),
+            _labelled(vit, 40, seed=1),
+            transition=transition,
+        )
+    assert len(fitted.history) == (transition == "unified")
+    after = vit.module.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert all(p.grad is None and p.requires_grad for p in vit.module.parameters())
+
+
+def test_lost_accuracy_is_said_with_the_way_out(vit):
+    with vit.frozen(), pytest.warns(CalibrationWarning, match="rank 1 .*less than") as caught:
+        _fit(
+            vit,
+            _labelled(vit, 60),
+            _labelled(vit, 300, seed=1),
+            rank=1,
+            lr=1e-6,
+        )
+    text = str(next(w.message for w in caught if "less than" in str(w.message)))
+    for way_out in ("rank", "n_steps", "max_epochs", "transition='blockwise'"):
+        assert way_out in text
+
+
+def test_kept_accuracy_is_not_warned_of(vit):
+    _share_blocks_up_to_low_rank(vit, 2)
+    with vit.frozen(), warnings.catch_warnings():
+        warnings.simplefilter("error", CalibrationWarning)
+        _fit(
+            vit,
+            _labelled(vit, 60),
+            _labelled(vit, 300, seed=1),
+            rank=4,
+            lr=1e-5,
+        )
+
+
+def test_the_wrapped_model_comes_back_where_training_does_not_help(vit, monkeypatch):
+    monkeypatch.setattr(_transition_fitting, "choose_rank", lambda *args: 1)
+    held_out = _labelled(vit, 300, seed=1)
+    with vit.frozen(), warnings.catch_warnings():
+        warnings.simplefilter("error", CalibrationWarning)
+        fitted = _fit(vit, _labelled(vit, 60), held_out, rank="auto", lr=1e-6)
+        teacher = GaussianPath(BlockwiseMean(vit, time_grid(4, 4)))
+        expected = logits_of(teacher, vit, held_out.inputs)
+        assert torch.equal(
+            logits_of(GaussianPath(fitted.path.mean), vit, held_out.inputs), expected
+        )
+    assert fitted.rank is None
+    assert not any(p.requires_grad for p in fitted.path.mean.parameters())
+
+
+def _spy_on_statistics(monkeypatch):
+    seen = []
+
+    def spy(backbone, batches, grid, with_moments):
+        batches = list(batches)
+        seen.extend(batches)
+        return collect_statistics(backbone, batches, grid, with_moments)
+
+    monkeypatch.setattr(_fitting, "collect_statistics", spy)
+    return seen
+
+
+def test_statistics_count_every_text_once(monkeypatch):
+    backbone, _ = ALL["bert"]()
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(1, 50, size) for size in rng.integers(2, 15, 43)]
+    inputs = EncodedInputs({"input_ids": Ragged(texts, 0)}, max_length=16)
+    labelled = LabelledInputs(inputs, torch.arange(43) % 2, torch.ones(43))
+    seen = _spy_on_statistics(monkeypatch)
+    with backbone.frozen():
+        _fit(backbone, labelled, labelled, transition="blockwise", step_counts=(3,))
+    rows = [
+        tuple(ids[mask.bool()].tolist())
+        for batch in seen
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    assert sorted(rows) == sorted(tuple(text.tolist()) for text in texts)
+
+
+def test_rank_is_judged_on_random_rows_of_sorted_data(vit, monkeypatch):
+    held_out = _labelled(vit, 300)
+    held_out = held_out.take(np.argsort(held_out.y.numpy(), kind="stable"))
+    classes = torch.unique(held_out.y)
+    assert len(classes) > 1
+    monkeypatch.setattr(_transition_fitting, "MAX_RANK_ROWS", 40)
+    judged = []
+    monkeypatch.setattr(
+        _transition_fitting, "choose_rank", lambda *args: judged.append(args[2]) or 4
+    )
+    with vit.frozen(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _fit(vit, _labelled(vit, 60), held_out, rank="auto")
+    assert len(judged[0]) == 40
+    assert torch.equal(torch.unique(judged[0].y), classes)
+
+
+def test_the_automatic_rank_does_not_depend_on_the_seed(vit, monkeypatch):
+    _share_blocks_up_to_low_rank(vit, 2)
+    training, held_out = _labelled(vit, 200), _labelled(vit, 200)
+    choose, chosen = _transition_fitting.choose_rank, []
+    monkeypatch.setattr(
+        _transition_fitting, "choose_rank", lambda *args: chosen.append(choose(*args)) or 4
+    )
+    with vit.frozen(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for seed in range(4):
+            shuffled = held_out.take(np.random.default_rng(seed).permutation(len(held_out)))
+            _fit(vit, training, shuffled, rank="auto", seed=seed)
+    assert chosen == [4] * 4
+
+
+def test_states_kept_do_not_grow_with_the_rows(vit, monkeypatch):
+    monkeypatch.setattr(_fitting, "MAX_STATISTICS_ROWS", 50)
+    seen = _spy_on_statistics(monkeypatch)
+    with vit.frozen():
+        _fit(
+            vit,
+            _labelled(vit, 500),
+            _labelled(vit, 40, seed=1),
+            transition="blockwise",
+        )
+    assert sum(len(batch["x"]) for batch in seen) == 50
+
+
+def test_one_fit_serves_several_numbers_of_steps(vit):
+    held_out = _labelled(vit, 40, seed=1)
+    with vit.frozen(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted = _fit(vit, _labelled(vit, 60), held_out, step_counts=(4, 2), max_epochs=2)
+        assert list(fitted.grids.values()) == [(0, 1, 2, 3, 4), (0, 2, 4)]
+        assert set(fitted.calibrations) == {4, 2}
+        for n, grid in fitted.grids.items():
+            path = fitted.path.on(grid)
+            assert path.n_steps == n
+            found = logits_of(path, vit, held_out.inputs)
+            assert found.shape == (1, 40, 3)
+    assert len(fitted.history[0]["rolled_out_r2"]) == 4
+
+
+def test_residual_directions_are_those_of_the_errors(vit):
+    training = _labelled(vit, 64)
+    with vit.frozen(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted = _fit(vit, training, _labelled(vit, 40), covariance="residual", noise_rank=16)
+        path = fitted.path
+        with torch.no_grad():
+            h, context = vit.embed(training.inputs.batch(np.arange(64)))
+            for step in range(4):
+                after = vit.block(step, h, context)
+                error = (path.mean(h, step, context) - after).mean(1).double()
+                expected = torch.cov(error.T, correction=0)
+                factor = path.covariance.factor(step).double()
+                torch.testing.assert_close(factor @ factor.T, expected, rtol=1e-3, atol=1e-6)
+                h = after
+
+
+def test_distances_are_to_the_states_that_the_transition_arrives_at(vit):
+    training = _labelled(vit, 30)
+    with vit.frozen(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fitted = _fit(vit, training, _labelled(vit, 40, seed=1), step_counts=(2,))
+        processes, mean = fitted.path.covariance.processes, fitted.path.mean
+        with torch.no_grad():
+            h, context = vit.embed(training.inputs.batch(np.arange(30)))
+            for step, block in ((0, "2"), (1, "4")):
+                h = mean(h, step, context)
+                apart = torch.cdist(processes[block].states, describe(h).double())
+                assert float(apart.min(1).values.max()) < 1e-5

@@ -1,0 +1,192 @@
+"""The objective against sums written out, and what each stage reaches."""
+
+import numpy as np
+import pytest
+import sklearn_diffuq._objective as _objective_module
+import torch
+from tiny_backbones import ALL
+
+from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs, LabelledInputs
+from sklearn_diffuq._path.covariance import NoiseScales, fit_covariance
+from sklearn_diffuq._path.path import BlockwiseMean
+from sklearn_diffuq._path.statistics import collect_statistics
+from sklearn_diffuq._path.time_grid import steps_of, time_grid
+from sklearn_diffuq._transition.closed_form_start import unified_transition
+from sklearn_diffuq._transition.objective import (
+    PERTURBED_SHARE,
+    VARIANCE_FLOOR,
+    PathObjective,
+    rolled_out_r2,
+)
+
+
+class _Batch(EncodedInputs):
+    """Rows that are a ready batch."""
+
+    def __init__(self, batch):
+        self.tensors = batch
+
+    def batch(self, rows, length=None, device="cpu"):
+        return {name: value[rows] for name, value in self.tensors.items()}
+
+
+def _objective(
+    name="bert", rank=2, counts=None, sample_weight=None, scales=None, max_epochs=10, **weights
+):
+    backbone, batch = ALL[name]()
+    grids = [time_grid(backbone.n_blocks, n) for n in counts or (backbone.n_blocks,)]
+    steps = sorted({step for grid in grids for step in steps_of(grid)})
+    statistics = collect_statistics(backbone, [batch], steps, with_moments=True)
+    covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+    covariance = covariance.replace(scales=scales)
+    transition = unified_transition(backbone, steps, rank, statistics.moments)
+    with torch.no_grad():
+        transition.log_variance.copy_((0.1 * covariance.token_variances).log())
+    n = len(next(iter(batch.values())))
+    sample_weight = torch.ones(n) if sample_weight is None else torch.tensor(sample_weight)
+    training = LabelledInputs(_Batch(batch), torch.arange(n) % 2, sample_weight)
+    weights = {"path_weight": 1.0, "distillation_weight": 1.0, "label_weight": 1.0} | weights
+    return PathObjective(
+        backbone, transition, covariance, grids, training, 1.7, max_epochs=max_epochs, **weights
+    )
+
+
+def _call(objective, epoch, rows=(0, 1, 2, 3)):
+    with objective.backbone.frozen():
+        return objective(np.array(rows), epoch, torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def no_perturbation(monkeypatch):
+    monkeypatch.setattr(_objective_module, "PERTURBED_SHARE", 0.0)
+
+
+@pytest.mark.usefixtures("no_perturbation")
+@pytest.mark.parametrize("name", ALL)
+def test_an_exact_transition_has_no_path_loss_but_its_own_variance(name):
+    objective = _objective(name, rank=None)
+    (route,) = objective.routes
+    variance = route.transition.variances() / route.covariance.token_variances
+    ratio = VARIANCE_FLOOR / (VARIANCE_FLOOR + variance)
+    expected = float((0.5 * (ratio - 1 - ratio.log())).mean())
+    assert float(_call(objective, 3)["path"]) == pytest.approx(expected, rel=1e-3)  # stage B
+    losses = _call(objective, 9)  # stage C without noise
+    assert float(losses["path"]) == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_share_of_the_rows_starts_perturbed_and_is_drawn_to_the_unperturbed_path():
+    objective = _objective("vit", rank=None)
+    h = torch.randn(400, 3, 16, generator=torch.Generator().manual_seed(0))
+    started = objective._some_perturbed(h, None, torch.Generator().manual_seed(0))
+    changed = (started - h).abs().amax((1, 2)) > 0
+    assert float(changed.double().mean()) == pytest.approx(PERTURBED_SHARE, abs=0.06)
+    quiet = float(_call(_objective("vit", rank=None), 3)["path"])
+    losses = [float(_call(objective, 9, rows=[i])["path"]) for i in range(6)]
+    assert all(loss >= quiet - 1e-5 for loss in losses)  # an exact transition errs on these alone
+
+
+@pytest.mark.usefixtures("no_perturbation")
+def test_rolled_out_losses_are_those_of_the_averaged_probabilities():
+    objective = _objective(rank=None)
+    rows = np.arange(4)
+    losses = _call(objective, 9, rows)
+    backbone = objective.backbone
+    with backbone.frozen(), torch.no_grad():
+        logits = backbone.logits(objective.training.inputs.batch(rows)).double()
+    y = objective.training.y[rows]
+    label = torch.nn.functional.cross_entropy(logits, y)
+    teacher, student = torch.softmax(logits / 1.7, 1), torch.softmax(logits, 1)
+    distillation = (teacher * (teacher.log() - student.log())).sum(1).mean()
+    assert float(losses["label"]) == pytest.approx(float(label), rel=1e-4)
+    assert float(losses["distillation"]) == pytest.approx(float(distillation), rel=1e-3)
+    total = losses["path"] + losses["label"] + losses["distillation"]
+    assert float(losses["loss"].detach()) == pytest.approx(float(total), rel=1e-5)
+
+
+@pytest.mark.parametrize("zeroed", ["path_weight", "distillation_weight", "label_weight"])
+def test_each_weight_switches_its_loss_off(zeroed):
+    losses = _call(_objective(**{zeroed: 0.0}), 9)
+    name = zeroed.removesuffix("_weight")
+    others = sum(float(v) for k, v in losses.items() if k not in ("loss", name))
+    assert float(losses["loss"].detach()) == pytest.approx(others, rel=1e-5)
+
+
+def test_the_losses_of_a_pair_of_paths_are_those_of_their_mean_probabilities():
+    objective = _objective(scales=NoiseScales(2.0, 2.0, 0.0))
+    ends = []
+    readout = objective.backbone.readout
+    objective.backbone.readout = lambda h, context: ends.append(readout(h, context)) or ends[-1]
+    losses = _call(objective, 9)
+    p = torch.softmax(ends[-1].detach().double().unflatten(0, (2, 4)), -1)
+    assert (p[0] - p[1]).abs().max() > 0.01
+    p = p.mean(0)
+    y = objective.training.y[:4]
+    assert float(losses["label"]) == pytest.approx(float(-p[range(4), y].log().mean()), rel=1e-5)
+    with objective.backbone.frozen(), torch.no_grad():
+        teacher = objective.backbone.logits(objective.training.inputs.batch(np.arange(4)))
+    q = torch.softmax(teacher.double() / 1.7, 1)
+    divergence = (q * (q / p).log()).sum(1).mean()
+    assert float(losses["distillation"]) == pytest.approx(float(divergence), rel=1e-4)
+
+
+def test_a_pair_of_paths_has_opposite_draws():
+    pair = PathObjective._antithetic((3, 2), 2, "cpu", torch.Generator().manual_seed(0))
+    assert torch.equal(pair[:3], -pair[3:])
+    assert len(PathObjective._antithetic((3, 2), 1, "cpu", torch.Generator())) == 3
+
+
+def test_noise_reaches_the_rolled_out_loss():
+    quiet = float(_call(_objective(), 9)["label"])
+    noisy = float(_call(_objective(scales=NoiseScales(1.0, 1.0, 0.0)), 9)["label"])
+    assert abs(noisy - quiet) > 1e-4
+
+
+@pytest.mark.usefixtures("no_perturbation")
+@pytest.mark.parametrize("epoch", [3, 9])
+def test_a_weight_counts_as_repetition(epoch):
+    weighted = _call(_objective(sample_weight=[3.0, 1, 2, 2, 2, 2]), epoch, rows=(0, 1))
+    repeated = _call(_objective(), epoch, rows=(0, 0, 0, 1))
+    assert float(weighted["path"]) == pytest.approx(float(repeated["path"]), rel=1e-4)
+
+
+@pytest.mark.usefixtures("no_perturbation")
+@pytest.mark.parametrize("epoch", [3, 9])
+def test_a_batch_of_light_rows_counts_less(epoch):
+    light = _call(_objective(sample_weight=[0.5, 0.5, 1.25, 1.25, 1.25, 1.25]), epoch, rows=(0, 1))
+    plain = _call(_objective(), epoch, rows=(0, 1))
+    assert float(light["loss"].detach()) == pytest.approx(float(plain["loss"].detach()) / 2)
+
+
+def test_stages_train_the_transition_and_never_the_backbone():
+    for epoch in (0, 3, 9):
+        objective = _objective()
+        with objective.backbone.frozen():
+            losses = objective(np.arange(4), epoch, torch.Generator().manual_seed(0))
+            losses["loss"].backward()
+            assert all(p.grad is None for p in objective.backbone.module.parameters())
+        assert objective.routes[0].transition.log_variance.grad.abs().sum() > 0
+
+
+def test_rolled_out_r2_is_one_for_the_frozen_path_and_less_for_another():
+    objective = _objective(rank=1)
+    backbone = objective.backbone
+    with backbone.frozen():
+        h, context = backbone.embed(objective.training.inputs.batch(np.arange(6)))
+        transition = objective.routes[0].transition
+        teacher = BlockwiseMean(backbone, transition.grid)
+        assert rolled_out_r2(teacher, teacher, h, context) == [1.0] * 3
+        assert max(rolled_out_r2(transition, teacher, h, context)) < 0.999
+
+
+def test_batches_take_turns_at_the_time_grids():
+    objective = _objective("vit", counts=(4, 2, 1))
+    generator = torch.Generator().manual_seed(0)
+    reached = torch.zeros(len(objective.routes[0].transition.intervals))
+    with objective.backbone.frozen():
+        for _ in range(12):
+            objective(np.arange(4), 0, generator)["loss"].backward()
+            gradient = objective.routes[0].transition.log_variance.grad.abs().sum(1)
+            assert 1 <= (gradient > 0).sum() <= 4  # those of one grid
+            reached += gradient > 0
+            objective.routes[0].transition.log_variance.grad = None
+    assert torch.all(reached > 0)
