@@ -7,58 +7,20 @@ positions, final norms, poolers and heads need no code per architecture, and `Ba
 on one batch that the cut repeats the model bit for bit.
 """
 
-import threading
-import weakref
-from contextlib import contextmanager
-
-import numpy as np
 import torch
 from torch.nn import functional as F
 
-from sklearn_diffuq._backbones.context import Context, token_mask
+from sklearn_diffuq._backbones.context import Context, mean_over_tokens, token_mask
 from sklearn_diffuq._backbones.discovery import call_model, candidate_blocks, read_logits
+from sklearn_diffuq._backbones.freezing import frozen, lock_of
 from sklearn_diffuq._backbones.probe import (
     check_replay,
     check_trace,
     replaced_forwards,
     trace_blocks,
 )
-from sklearn_diffuq._inputs.batching import inference_batches
+from sklearn_diffuq._inputs.batching import map_rows
 from sklearn_diffuq.exceptions import BackboneError
-
-
-def stream(backbone, inputs, function, n_tokens):
-    """Return ``function(batch)`` of all rows as one float64 array.
-
-    The chunks are those of `inference_batches`: a row's value depends on the row alone.
-    """
-    device = next(backbone.module.parameters()).device
-    limits = {"max_rows": 64} if device.type == "cpu" else {"max_rows": 512, "max_tokens": 2**16}
-    values = None
-    with backbone.frozen(), torch.no_grad():
-        for rows, padded, length in inference_batches(inputs, **limits, n_tokens=n_tokens):
-            part = function(inputs.batch(padded, length, device))[: len(rows)]
-            part = part.double().cpu().numpy()
-            if values is None:
-                values = np.empty((len(inputs), *part.shape[1:]))
-            values[rows] = part
-    return values
-
-
-def backbone_device(backbone):
-    """Return the device of the wrapped model as a str."""
-    return str(next(backbone.module.parameters()).device)
-
-
-# Stubs are set on the module itself, so all cuts of one module share one lock. Locks are kept here
-# and not on the Backbone: they cannot be pickled.
-_LOCKS = weakref.WeakKeyDictionary()
-_LOCKS_GUARD = threading.Lock()
-
-
-def _lock_of(module):
-    with _LOCKS_GUARD:
-        return _LOCKS.setdefault(module, threading.RLock())
 
 
 class Backbone:
@@ -81,6 +43,9 @@ class Backbone:
     readout : torch.nn.Module, default=None
         Maps pooled features of shape ``(n, d)`` (see `features`) to logits. By default the
         model's own head is used.
+    columns : list of int, default=None
+        Native logits that belong to the classes, in the order of the classes; None keeps all. A
+        single native logit z counts as the two logits (0, z).
 
     Attributes
     ----------
@@ -92,6 +57,8 @@ class Backbone:
         Number of blocks.
     width : int
         Width d of the states.
+    device : torch.device
+        Where the model is.
     n_outputs : int or None
         Number of logits, None without a head.
     has_head : bool
@@ -121,11 +88,12 @@ class Backbone:
     True
     """
 
-    def __init__(self, module, *, blocks=None, readout=None):
+    def __init__(self, module, *, blocks=None, readout=None, columns=None):
         candidate_blocks(module, blocks)  # a wrong path should fail here, not at the first batch
         self.module = module
         self.requested_path = blocks
         self.custom_readout = readout
+        self.columns = columns
         self._cut = None
 
     def __sklearn_clone__(self):
@@ -151,7 +119,11 @@ class Backbone:
 
     @property
     def n_outputs(self):
-        return self._probed().n_outputs
+        return self._probed().n_outputs if self.columns is None else len(self.columns)
+
+    @property
+    def device(self):
+        return next(self.module.parameters()).device
 
     @property
     def has_head(self):
@@ -164,29 +136,10 @@ class Backbone:
 
     # The cut ---------------------------------------------------------------------------------
 
-    @contextmanager
     def frozen(self):
-        """Hold the lock with the model in eval mode and no parameter requiring a gradient.
-
-        Re-entrant. Every ``training`` and ``requires_grad`` flag is restored on leaving, also
-        after an error.
-        """
+        """Return a context that holds the model in eval mode, without gradients; see `frozen`."""
         roots = [root for root in (self.module, self.custom_readout) if root is not None]
-        with _lock_of(self.module):
-            modes = [(module, module.training) for root in roots for module in root.modules()]
-            flags = [(p, p.requires_grad) for root in roots for p in root.parameters()]
-            try:
-                # Set one by one, and without eval() and train(): those may be overridden.
-                for module, _ in modes:
-                    module.training = False
-                for parameter, _ in flags:
-                    parameter.requires_grad_(False)
-                yield self
-            finally:
-                for module, training in modes:
-                    module.training = training
-                for parameter, requires_grad in flags:
-                    parameter.requires_grad_(requires_grad)
+        return frozen(self.module, roots)
 
     def logits(self, batch):
         """Return the logits of the whole model.
@@ -202,11 +155,9 @@ class Backbone:
         """
         if self.custom_readout is not None:
             h, context = self.embed(batch)
-            for k in range(self.n_blocks):
-                h = self.block(k, h, context)
-            return self.readout(h, context)
-        with _lock_of(self.module):
-            return self._require_logits(call_model(self.module, batch))
+            return self.readout(self.advance(h, context), context)
+        with lock_of(self.module):
+            return self.align(self._require_logits(call_model(self.module, batch)))
 
     def embed(self, batch):
         """Return the state that enters the first block, at the cost of the embedding alone.
@@ -262,9 +213,38 @@ class Backbone:
         h : torch.Tensor of shape (n, t, d)
         """
         args, kwargs = context.arguments(k, h)
-        with _lock_of(self.module):
+        with lock_of(self.module):
             output = (self.blocks[k] if call is None else call)(*args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
+
+    def advance(self, h, context, start=0, stop=None):
+        """Apply the blocks from `start` up to, not including, `stop`; None means all that follow.
+
+        Parameters and result are those of `block`.
+        """
+        for k in range(start, self.n_blocks if stop is None else stop):
+            h = self.block(k, h, context)
+        return h
+
+    def states(self, batch):
+        """Return all states of a batch.
+
+        Parameters
+        ----------
+        batch : dict of str to torch.Tensor
+            The model inputs.
+
+        Returns
+        -------
+        states : list of torch.Tensor of shape (n, t, d), length ``n_blocks + 1``
+            The embedding, and the state after each block.
+        context : Context
+        """
+        h, context = self.embed(batch)
+        states = [h]
+        for k in range(self.n_blocks):
+            states.append(self.block(k, states[-1], context))
+        return states, context
 
     def readout(self, h, context):
         """Return the logits of a state after the last block.
@@ -280,9 +260,21 @@ class Backbone:
         -------
         logits : torch.Tensor of shape (n, n_outputs)
         """
+        return self.align(self.native_readout(h, context))
+
+    def native_readout(self, h, context):
+        """Return the logits of `readout` before the `columns` of the classes are chosen."""
         if self.custom_readout is not None:
             return self.custom_readout(self.features(h, context))
         return self._require_logits(self._call_stubbed(context.batch, lambda *call: h))
+
+    def align(self, logits):
+        """Return the logits (n, n_outputs) of the classes among native logits."""
+        if self.columns is None:
+            return logits
+        if logits.shape[1] == 1:
+            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
+        return logits[:, self.columns]
 
     def features(self, h, context):
         """Return pooled features: the mean over real tokens of the layer-normalised state.
@@ -301,11 +293,16 @@ class Backbone:
         -------
         features : torch.Tensor of shape (n, d)
         """
-        h = F.layer_norm(h, h.shape[-1:])
-        if context.mask is None:
-            return h.mean(dim=1)
-        real = context.mask.unsqueeze(-1)
-        return h.masked_fill(~real, 0.0).sum(dim=1) / real.sum(dim=1).clamp(min=1)
+        return mean_over_tokens(F.layer_norm(h, h.shape[-1:]), context.mask)
+
+    def map_rows(self, function, inputs):
+        """Return ``function(batch)`` of all rows of encoded inputs as one float64 array.
+
+        The model is frozen; a row's value depends on the row alone.
+        """
+        with self.frozen(), torch.no_grad():
+            (values,) = map_rows(lambda batch: (function(batch).double(),), inputs, self.device)
+        return values.numpy()
 
     def probe(self, batch):
         """Cut the model and check on one batch that the cut repeats it exactly.
@@ -338,32 +335,6 @@ class Backbone:
                 raise
         return self
 
-    def readout_parameter_names(self, batch):
-        """Return the names of the module's parameters that its own readout alone uses.
-
-        Parameters
-        ----------
-        batch : dict of str to torch.Tensor
-            The model inputs.
-
-        Returns
-        -------
-        names : tuple of str
-            Names as in ``module.named_parameters()``; blocks and embedding are left out.
-        """
-        with self.frozen():
-            inside = {id(p) for block in self.blocks for p in block.parameters()}
-            named = {
-                name: p.requires_grad_()
-                for name, p in self.module.named_parameters()
-                if id(p) not in inside and p.is_floating_point()
-            }
-            h, _ = self.embed(batch)
-            output = self._call_stubbed(batch, lambda *call: h.detach())
-            in_readout = _used(self._require_logits(output), named)
-            in_embedding = _used(h, named)
-        return tuple(name for name in named if name in in_readout - in_embedding)
-
     # Inside ----------------------------------------------------------------------------------
 
     def _call_stubbed(self, batch, state):
@@ -377,7 +348,7 @@ class Backbone:
 
             return forward
 
-        with _lock_of(self.module), replaced_forwards(self.blocks, stub):
+        with lock_of(self.module), replaced_forwards(self.blocks, stub):
             return call_model(self.module, batch)
 
     def _require_logits(self, output):
@@ -388,11 +359,3 @@ class Backbone:
                 "classifier, or give a readout=: a module on pooled features of shape (n, d)."
             )
         return logits
-
-
-def _used(output, named):
-    """Return the names of the parameters that an output depends on."""
-    if not output.requires_grad:
-        return set()
-    gradients = torch.autograd.grad(output.sum(), list(named.values()), allow_unused=True)
-    return {name for name, gradient in zip(named, gradients, strict=True) if gradient is not None}

@@ -5,48 +5,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_diffuq._backbones.backbone import Backbone
-
-
-class AlignedBackbone(Backbone):
-    """A backbone whose logits follow the classes of `y`.
-
-    Attributes
-    ----------
-    columns : list of int or None
-        Native logits that belong to the classes, in their order; None keeps them all. A single
-        native logit z counts as the two logits (0, z).
-    """
-
-    columns = None
-
-    def _align(self, logits):
-        if self.columns is None:
-            return logits
-        if logits.shape[1] == 1:
-            logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
-        return logits[:, self.columns]
-
-    @property
-    def n_outputs(self):
-        """Number of classes that there are logits for."""
-        return super().n_outputs if self.columns is None else len(self.columns)
-
-    def logits(self, batch):
-        """Return the logits of the classes."""
-        return self._align(super().logits(batch))
-
-    def readout(self, h, context):
-        """Return the logits of the classes for a state after the last block."""
-        return self._align(super().readout(h, context))
-
-    def probe(self, batch):
-        """Cut the model; the check is on the native logits."""
-        columns, self.columns = self.columns, None
-        try:
-            return super().probe(batch)
-        finally:
-            self.columns = columns
+INVERSE_PENALTY = 0.1  # C of the logistic regression that stands in for a head
 
 
 def match_columns(classes, n_outputs, names=None):
@@ -84,17 +43,15 @@ def match_columns(classes, n_outputs, names=None):
     return None
 
 
-def fit_linear_readout(features, target, sample_weight, n_classes):
+def fit_linear_readout(features, training, n_classes):
     """Fit a multinomial logistic regression and return it as a layer on raw features.
 
     Parameters
     ----------
     features : ndarray of shape (n, d)
         Pooled features.
-    target : ndarray of shape (n,)
-        Class indices.
-    sample_weight : ndarray of shape (n,)
-        Weights of the rows.
+    training : LabelledInputs of length n
+        Only its labels and weights are read.
     n_classes : int
         Number of classes.
 
@@ -103,9 +60,12 @@ def fit_linear_readout(features, target, sample_weight, n_classes):
     layer : torch.nn.Linear
         Maps features to logits.
     """
+    y = training.y.numpy()
+    # relative to their mean: else the unit of the weights would set the penalty
+    sample_weight = (training.weight / training.weight.mean()).numpy()
     scaler = StandardScaler().fit(features, sample_weight=sample_weight)
-    regression = LogisticRegression(C=0.1, max_iter=1000)
-    regression.fit(scaler.transform(features), target, sample_weight=sample_weight)
+    regression = LogisticRegression(C=INVERSE_PENALTY, max_iter=1000)
+    regression.fit(scaler.transform(features), y, sample_weight=sample_weight)
     weight, bias = regression.coef_ / scaler.scale_, regression.intercept_
     bias = bias - weight @ scaler.mean_
     if n_classes == 2:  # one logit z as (-z/2, z/2)

@@ -40,3 +40,24 @@ def token_mask(batch, h):
     if mask is None or mask.shape != h.shape[:2]:
         return None
     return mask.to(torch.bool)
+
+
+def mean_over_tokens(values, mask):
+    """Return the mean over real tokens.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n, t) or (n, t, d)
+    mask : Tensor of shape (n, t) and dtype bool, or None
+        True for real tokens; None when all are.
+
+    Returns
+    -------
+    mean : Tensor of shape (n,) or (n, d)
+    """
+    if mask is None:
+        return values.mean(1)
+    count = mask.sum(1).clamp_min(1)
+    if values.ndim == 3:
+        mask, count = mask[..., None], count[:, None]
+    return values.masked_fill(~mask, 0.0).sum(1) / count

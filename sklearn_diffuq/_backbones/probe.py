@@ -165,10 +165,10 @@ def check_replay(backbone, batch, trace):
         if not same(h, again):
             raise refused(*memory)
     if backbone.custom_readout is not None:
-        return backbone.readout(h, context).shape[-1]
+        return backbone.native_readout(h, context).shape[-1]
     if trace.logits is None:
         return None
-    if not same(backbone.readout(h, context), trace.logits):
+    if not same(backbone.native_readout(h, context), trace.logits):
         raise refused(
             "do not feed the head by their last state alone: from it the readout gives other "
             "logits than the model, so the head uses states of earlier blocks as well"

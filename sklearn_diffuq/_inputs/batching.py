@@ -1,6 +1,11 @@
-"""Cutting encoded inputs into batches."""
+"""Batches of encoded inputs: of fixed shapes for inference, shuffled for training."""
 
 import numpy as np
+import torch
+
+# Rows and, for text, tokens in a chunk of inference.
+CPU_CHUNK = 64, 1024
+GPU_CHUNK = 512, 2**16
 
 
 def _bucket(length, max_length):
@@ -16,7 +21,7 @@ def _bucket(length, max_length):
     return size if max_length is None else min(size, max_length)
 
 
-def inference_batches(inputs, max_rows, max_tokens=1024, n_tokens=None):
+def inference_batches(inputs, max_rows, max_tokens=1024):
     """Cut rows into chunks whose shape depends on each row alone.
 
     All chunks of one padded length have the same number of rows; the last is filled by repeating a
@@ -29,9 +34,7 @@ def inference_batches(inputs, max_rows, max_tokens=1024, n_tokens=None):
     max_rows : int
         Most rows in a chunk.
     max_tokens : int, default=1024
-        Most tokens in a chunk, though never less than one row.
-    n_tokens : int, default=None
-        Tokens of each row where the inputs are not ragged text; None means no token limit.
+        Most tokens in a chunk of text, though never less than one row.
 
     Yields
     ------
@@ -43,7 +46,7 @@ def inference_batches(inputs, max_rows, max_tokens=1024, n_tokens=None):
         Length to pad text to.
     """
     if inputs.lengths is None:
-        groups = {(n_tokens, False): np.arange(len(inputs))}
+        groups = {(None, False): np.arange(len(inputs))}
     else:
         lengths, inverse = np.unique(inputs.lengths, return_inverse=True)
         keys = [(_bucket(k, inputs.max_length), k == inputs.max_length) for k in lengths.tolist()]
@@ -56,8 +59,7 @@ def inference_batches(inputs, max_rows, max_tokens=1024, n_tokens=None):
         for start in range(0, len(members), n_rows):
             rows = members[start : start + n_rows]
             padding = np.full(n_rows - len(rows), rows[0])
-            padded_length = None if inputs.lengths is None else length
-            yield rows, np.concatenate([rows, padding]), padded_length
+            yield rows, np.concatenate([rows, padding]), length
 
 
 def training_batches(inputs, batch_size, rng):
@@ -85,20 +87,47 @@ def training_batches(inputs, batch_size, rng):
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-_CHUNK_ROWS = 128  # rows times paths that are pushed through the path together
-
-
 def chunks(inputs, device="cpu", n_paths=1):
     """Yield ``(rows, batch)``; the shape of a row's batch depends on nothing but the row.
 
-    The batch may hold more rows than `rows`: only the first ``len(rows)`` count.
+    The batch may hold more rows than `rows`: only the first ``len(rows)`` count. With more than two
+    paths per row, a chunk has fewer rows.
     """
-    max_rows = max(1, _CHUNK_ROWS // max(n_paths, 2))
-    for rows, padded_rows, length in inference_batches(inputs, max_rows):
+    max_rows, max_tokens = CPU_CHUNK if torch.device(device).type == "cpu" else GPU_CHUNK
+    max_rows = max(1, 2 * max_rows // max(n_paths, 2))
+    for rows, padded_rows, length in inference_batches(inputs, max_rows, max_tokens):
         yield rows, inputs.batch(padded_rows, length, device)
 
 
-def real_rows(inputs, device="cpu"):
-    """Yield the batches of `chunks` without the repeated rows that fill them up."""
-    for rows, batch in chunks(inputs, device):
-        yield {name: value[: len(rows)] for name, value in batch.items()}
+def unpadded_batches(inputs, device="cpu", max_rows=CPU_CHUNK[0], max_tokens=CPU_CHUNK[1]):
+    """Yield ``(rows, batch)`` of exactly these rows, where the last bits do not matter."""
+    for rows, _, length in inference_batches(inputs, max_rows, max_tokens):
+        yield rows, inputs.batch(rows, length, device)
+
+
+def map_rows(function, inputs, device="cpu", n_paths=1):
+    """Apply a function of a batch to all rows, chunk by chunk.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(batch)`` returns a tuple of tensors, one value per row on their first axis.
+    inputs : EncodedInputs of length n
+    device : str or torch.device, default="cpu"
+        Where the batches are.
+    n_paths : int, default=1
+        Copies of each row that the function works on at once.
+
+    Returns
+    -------
+    results : tuple of Tensor, each of length n
+        On the CPU, in the order of the rows. A row's values depend on the row alone.
+    """
+    results = None
+    for rows, batch in chunks(inputs, device, n_paths):
+        parts = [part[: len(rows)].cpu() for part in function(batch)]
+        if results is None:
+            results = tuple(part.new_empty((len(inputs), *part.shape[1:])) for part in parts)
+        for result, part in zip(results, parts, strict=True):
+            result[torch.from_numpy(rows)] = part
+    return results

@@ -164,6 +164,11 @@ class LabelledInputs:
     y: torch.Tensor
     weight: torch.Tensor
 
+    @classmethod
+    def of(cls, inputs, y, weight):
+        """Take class indices and weights from arrays."""
+        return cls(inputs, torch.as_tensor(y), torch.as_tensor(weight, dtype=torch.float64))
+
     def __len__(self):
         return len(self.y)
 

@@ -15,10 +15,15 @@ MIN_CALIBRATION_ROWS = 20
 
 
 def check_rows(X, y, sample_weight):
-    """Validate labels and weights, drop rows of weight zero, and leave `X` to the wrapped model."""
-    if y is None:
-        raise ValueError("A classifier requires y to be passed, but the target y is None.")
-    y = column_or_1d(y, warn=True)
+    """Validate labels and weights, drop rows of weight zero, and leave `X` to the wrapped model.
+
+    Returns
+    -------
+    X : as given
+    y : ndarray of shape (n,)
+    sample_weight : ndarray of shape (n,), float64
+        Positive; ones where none are given.
+    """
     if issparse(X):
         raise TypeError(
             "Sparse data was passed for X, but dense data is required. Use '.toarray()' to convert "
@@ -26,29 +31,54 @@ def check_rows(X, y, sample_weight):
         )
     if hasattr(X, "__array__") and not hasattr(X, "__getitem__"):
         X = np.asarray(X)
-    if not is_plain_mapping(X):
+    if y is not None and not is_plain_mapping(X):
         check_consistent_length(X, y)
+    n = None if y is None else len(y)
+    y, weight, kept = check_labels(y, sample_weight)
+    if len(kept) < n:
+        X = safe_indexing(X, kept)
+    return X, y, weight
+
+
+def check_labels(y, sample_weight, owner="A classifier"):
+    """Validate labels and weights.
+
+    Parameters
+    ----------
+    y : array-like of shape (m,)
+    sample_weight : array-like of shape (m,) or None
+    owner : str
+        Who asks, for error messages.
+
+    Returns
+    -------
+    y : ndarray of shape (n,)
+        Labels of the rows of positive weight.
+    sample_weight : ndarray of shape (n,), float64
+        Their weights; ones where none are given.
+    kept : ndarray of shape (n,)
+        Their numbers.
+    """
+    if y is None:
+        raise ValueError(f"{owner} requires y to be passed, but the target y is None.")
+    y = column_or_1d(y, warn=True)
     if len(y) == 0:
         raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required.")
     assert_all_finite(y, input_name="y")
     check_classification_targets(y)
-    if sample_weight is None:
-        weight = np.ones(len(y))
-    else:
-        weight = _check_sample_weight(
-            sample_weight, np.empty((len(y), 0)), ensure_non_negative=True
-        )
-        if not weight.any():
-            raise ValueError("All sample weights are zero: at least one weight has to be positive.")
-        kept = np.flatnonzero(weight)
-        if len(kept) < len(y):
-            X, y, weight = safe_indexing(X, kept), y[kept], weight[kept]
+    weight = _check_sample_weight(
+        sample_weight, np.empty((len(y), 0)), dtype=np.float64, ensure_non_negative=True
+    )
+    kept = np.flatnonzero(weight)
+    if len(kept) == 0:
+        raise ValueError("All sample weights are zero: at least one weight has to be positive.")
+    y, weight = y[kept], weight[kept]
     if len(np.unique(y)) < 2:
         raise ValueError(
-            f"The labels hold one class only, {y[0]!r} ({len(y)} sample(s)); a classifier needs at "
-            "least two classes."
+            f"{owner} needs rows of at least two classes, but all {len(kept)} sample(s) with a "
+            f"positive weight have one class, {y[0]!r}."
         )
-    return X, y, weight
+    return y, weight, kept
 
 
 def is_plain_mapping(X):
@@ -70,7 +100,7 @@ def safe_indexing(X, rows):
 def stratified_split(y, fraction, seed):
     """Return the row numbers of a training and a held-out part, drawn class by class.
 
-    A class of one row goes to the training part.
+    The last row of a class is never held out.
     """
     rng = np.random.default_rng(seed)
     held = []
@@ -78,6 +108,12 @@ def stratified_split(y, fraction, seed):
         rows = rng.permutation(np.flatnonzero(y == value))
         held.append(rows[: min(round(fraction * len(rows)), len(rows) - 1)])
     held = np.sort(np.concatenate(held))
+    return np.setdiff1d(np.arange(len(y)), held), held
+
+
+def calibration_split(y, fraction, seed):
+    """Return a `stratified_split` whose held-out part is not empty; warn where it is small."""
+    train, held = stratified_split(y, fraction, seed)
     if len(held) == 0:
         raise ValueError(
             f"No rows are left to hold out for calibration: validation_fraction={fraction} of "
@@ -92,51 +128,13 @@ def stratified_split(y, fraction, seed):
             CalibrationWarning,
             stacklevel=3,
         )
-    return np.setdiff1d(np.arange(len(y)), held), held
+    return train, held
 
 
-def check_labels(owner, y, sample_weight):
-    """Return the sorted classes, class indices, weights, and the rows with a positive weight."""
-    if y is None:
-        raise ValueError(
-            f"{type(owner).__name__} requires y to be passed, but the target y is None."
-        )
-    y = column_or_1d(y, warn=True)
-    assert_all_finite(y, input_name="y")
-    check_classification_targets(y)
-    weight = _check_sample_weight(
-        sample_weight, np.empty((len(y), 0)), dtype=np.float64, ensure_non_negative=True
-    )
-    kept = np.flatnonzero(weight)
-    if len(kept) == 0:
-        raise ValueError("Sample weights are all zero: at least one must be positive.")
-    classes, target = np.unique(y[kept], return_inverse=True)
-    if len(classes) < 2:
-        raise ValueError(
-            f"{type(owner).__name__} needs rows of at least two classes, but all {len(kept)} "
-            f"sample(s) with a positive weight have one class, {classes[0]!r}."
-        )
-    return classes, target, weight[kept] / weight[kept].mean(), kept
+def random_rows(labelled, n_rows, seed, *, shuffle=False):
+    """Return at most `n_rows` rows, drawn at random: data are often sorted by class.
 
-
-def held_out_rows(target, fraction, rng):
-    """Return about `fraction` of the rows, from every class; the last row of a class never."""
-    if fraction == 0:
-        return np.empty(0, dtype=np.intp)
-    order = rng.permutation(len(target))
-    order = order[np.argsort(target[order], kind="stable")]
-    step = round(1 / fraction)
-    held = order[step // 2 :: step]
-    return held[np.bincount(target)[target[held]] > 1]
-
-
-def _random_order(labelled, n_rows, seed):
-    """Return at most `n_rows` random rows in random order: the first of them are a fair sample."""
+    They keep their order, unless with `shuffle` the first of them are to be a fair sample too.
+    """
     rows = np.random.default_rng(seed).permutation(len(labelled))[:n_rows]
-    return labelled.take(rows)
-
-
-def random_rows(labelled, n_rows, seed):
-    """Return at most `n_rows` rows, drawn at random: data are often sorted by class."""
-    rows = np.random.default_rng(seed).permutation(len(labelled))[:n_rows]
-    return labelled.take(np.sort(rows))
+    return labelled.take(rows if shuffle else np.sort(rows))

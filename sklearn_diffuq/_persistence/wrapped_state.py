@@ -14,11 +14,11 @@ import torch
 from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import OrdinalEncoder, QuantileTransformer
 
-from sklearn_diffuq._backbones.classes import AlignedBackbone
+from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.ft_transformer import FTTransformer
 from sklearn_diffuq._backbones.probe import Cut
 from sklearn_diffuq._inputs.table_encoder import TableEncoder
-from sklearn_diffuq._training.loop import own_torch_seed
+from sklearn_diffuq._training.seeds import own_torch_seed
 from sklearn_diffuq._wrapped.backbone_classifier import resolve_device
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
 from sklearn_diffuq._wrapped.transformer_classifier import TransformerClassifier
@@ -214,7 +214,7 @@ def _set_backbone(wrapped, config, tensors):
         readout = torch.nn.Linear(*reversed(weights["weight"].shape))
         readout.load_state_dict(weights)
         readout.to(next(module.parameters()).device)
-    backbone = AlignedBackbone(module, blocks=path, readout=readout)
+    backbone = Backbone(module, blocks=path, readout=readout)
     backbone.columns = config["columns"]
     backbone._cut = Cut(**config["cut"])  # not probed again, as after unpickling
     for name in ("slots", "extras"):  # JSON has no tuples

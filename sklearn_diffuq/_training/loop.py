@@ -1,44 +1,85 @@
 """The training loop: the only file that imports skorch."""
 
-import contextlib
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import skorch
 import torch
 from skorch.callbacks import EpochTimer, GradientNormClipping, PassthroughScoring, PrintLog
 
+from sklearn_diffuq._training.seeds import own_torch_seed
+from sklearn_diffuq._training.weights import BestWeights, MovingAverage
+
 _WARMUP = 0.05  # share of all steps over which the learning rate rises
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How `train_module` trains.
+
+    Attributes
+    ----------
+    max_epochs : int
+        Number of epochs.
+    lr : float
+        Highest learning rate.
+    weight_decay : float, default=0.0
+        Decoupled weight decay of matrices; vectors and biases have none.
+    patience : int, default=None
+        Stop after this many epochs without a better score; None never stops early.
+    average : float, default=0.0
+        Decay, per step, of the moving average of the weights; 0 means no averaging.
+    schedule : {"cosine", None}, default="cosine"
+        "cosine" raises the learning rate over the first twentieth of the steps, then lowers it
+        to 0; None keeps it constant.
+    grad_clip : float, default=1.0
+        Largest norm of the gradient; None means no limit.
+    callbacks : list of skorch callbacks, default=None
+        Added to the loop. One that raises KeyboardInterrupt at the end of an epoch, as skorch's
+        EarlyStopping does, stops training; an interrupt from anywhere else is raised.
+    device : str or torch.device, default="cpu"
+        Where training takes place.
+    seed : int, default=0
+        Seed of batch order, dropout and the generator.
+    verbose : int, default=0
+        Above 0, print one line per epoch.
+    compile : bool, default=False
+        Compile the module's forward while it trains.
+    """
+
+    max_epochs: int
+    lr: float
+    weight_decay: float = 0.0
+    patience: int | None = None
+    average: float = 0.0
+    schedule: str | None = "cosine"
+    grad_clip: float | None = 1.0
+    callbacks: list | None = None
+    device: str | torch.device = "cpu"
+    seed: int = 0
+    verbose: int = 0
+    compile: bool = False
 
 
 class _Net(skorch.NeuralNet):
     """skorch net whose batches are arrays of row numbers and whose loss is a plain function."""
 
-    def __init__(
-        self,
-        module,
-        *,
-        batch_loss,
-        epoch_batches,
-        validate,
-        weight_decay,
-        patience,
-        average,
-        schedule,
-        grad_clip,
-        seed,
-        **kwargs,
-    ):
-        super().__init__(module, criterion=torch.nn.Identity, train_split=None, **kwargs)
+    def __init__(self, module, *, batch_loss, epoch_batches, validate, options):
+        super().__init__(
+            module,
+            criterion=torch.nn.Identity,
+            train_split=None,
+            max_epochs=options.max_epochs,
+            lr=options.lr,
+            callbacks=options.callbacks,
+            device=options.device,
+            verbose=options.verbose,
+        )
         self.batch_loss = batch_loss
         self.epoch_batches = epoch_batches
         self.validate = validate
-        self.weight_decay = weight_decay
-        self.patience = patience
-        self.average = average
-        self.schedule = schedule
-        self.grad_clip = grad_clip
-        self.seed = seed
+        self.options = options
 
     @property
     def _default_callbacks(self):
@@ -46,8 +87,8 @@ class _Net(skorch.NeuralNet):
             ("epoch_timer", EpochTimer()),
             ("train_loss", PassthroughScoring("train_loss", on_train=True)),
         ]
-        if self.grad_clip is not None:
-            callbacks.append(("grad_clip", GradientNormClipping(self.grad_clip)))
+        if self.options.grad_clip is not None:
+            callbacks.append(("grad_clip", GradientNormClipping(self.options.grad_clip)))
         if self.verbose:
             callbacks.append(("print_log", PrintLog()))
         return callbacks
@@ -59,7 +100,7 @@ class _Net(skorch.NeuralNet):
         plain = [p for n, p in named if p.ndim < 2 or n.endswith("bias")]
         decayed = [p for n, p in named if not (p.ndim < 2 or n.endswith("bias"))]
         groups = [
-            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": decayed, "weight_decay": self.options.weight_decay},
             {"params": plain, "weight_decay": 0.0},
         ]
         self.optimizer_ = torch.optim.AdamW(
@@ -83,7 +124,7 @@ class _Net(skorch.NeuralNet):
         return {"loss": loss.detach(), "y_pred": None, "extras": extras}
 
     def train_step(self, batch, **fit_params):
-        if self.schedule == "cosine":
+        if self.options.schedule == "cosine":
             progress = (self.epoch_ + self.position_ / self.n_batches_) / self.max_epochs
             for group in self.optimizer_.param_groups:
                 group["lr"] = self.lr * _cosine(progress, 1 / (self.n_batches_ * self.max_epochs))
@@ -96,10 +137,10 @@ class _Net(skorch.NeuralNet):
         return step
 
     def fit_loop(self, X=None, y=None, epochs=None, **fit_params):
-        rng = np.random.default_rng(self.seed)
-        self.generator_ = torch.Generator(self.device).manual_seed(self.seed + 1)
-        self.average_ = _Average(self.trained_, self.average)
-        best = _Best(self.module_, self.trained_)
+        rng = np.random.default_rng(self.options.seed)
+        self.generator_ = torch.Generator(self.device).manual_seed(self.options.seed + 1)
+        self.average_ = MovingAverage(self.trained_, self.options.average)
+        best = BestWeights(self.module_, self.trained_)
         if self.validate is not None:
             best.offer(self._score(-1), -1)
         for epoch in range(self.max_epochs):
@@ -145,8 +186,8 @@ class _Net(skorch.NeuralNet):
     def _patience_is_over(self, epoch, best):
         return (
             self.validate is not None
-            and self.patience is not None
-            and epoch - max(best.epoch, -1) >= self.patience
+            and self.options.patience is not None
+            and epoch - max(best.epoch, -1) >= self.options.patience
         )
 
     def _finish(self, best):
@@ -164,59 +205,6 @@ class _Net(skorch.NeuralNet):
         return self
 
 
-class _Average:
-    """Exponential moving average of the trained parameters; off when `decay` is 0."""
-
-    def __init__(self, parameters, decay):
-        self.parameters, self.decay, self.n_updates = parameters, decay, 0
-        self.values = [p.detach().clone() for p in parameters] if decay else []
-
-    @torch.no_grad()
-    def update(self):
-        if self.decay:
-            # a short memory first, so that the start is forgotten
-            self.n_updates += 1
-            decay = min(self.decay, self.n_updates / (self.n_updates + 9))
-            torch._foreach_lerp_(self.values, self.parameters, 1 - decay)
-
-    @torch.no_grad()
-    def copy_to_module(self):
-        for parameter, value in zip(self.parameters, self.values, strict=False):
-            parameter.copy_(value)
-
-    @contextlib.contextmanager
-    def swapped_in(self):
-        """Give the module the averaged weights for a while."""
-        live = [p.detach().clone() for p in self.parameters] if self.decay else []
-        self.copy_to_module()
-        yield
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, live, strict=False):
-                parameter.copy_(value)
-
-
-class _Best:
-    """The trained parameters and buffers with the lowest score so far."""
-
-    def __init__(self, module, parameters):
-        self.tensors = [*parameters, *module.buffers()]
-        self.score, self.epoch, self.values = math.inf, -1, None
-
-    def offer(self, score, epoch):
-        """Keep the present state if `score` is the lowest; NaN never is. Tell whether it was."""
-        better = score < self.score
-        if better or self.values is None:
-            self.values = [t.detach().clone() for t in self.tensors]
-        if better:
-            self.score, self.epoch = score, epoch
-        return better
-
-    @torch.no_grad()
-    def restore(self):
-        for tensor, value in zip(self.tensors, self.values, strict=True):
-            tensor.copy_(value)
-
-
 def _cosine(progress, step):
     """Learning-rate factor: linear rise over the first part, half a cosine down to 0 after it."""
     if progress < _WARMUP:
@@ -224,45 +212,12 @@ def _cosine(progress, step):
     return 0.5 * (1 + math.cos(math.pi * (progress - _WARMUP) / (1 - _WARMUP)))
 
 
-@contextlib.contextmanager
-def own_torch_seed(seed, device):
-    """Seed dropout's global generators of `device`, and give their state back afterwards."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
-        with torch.random.fork_rng(devices=[index]), torch.cuda.device(index):
-            torch.default_generator.manual_seed(seed)
-            torch.cuda.manual_seed(seed)
-            yield
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            yield
-
-
-def train_module(
-    module,
-    batch_loss,
-    epoch_batches,
-    *,
-    max_epochs,
-    lr,
-    weight_decay=0.0,
-    validate=None,
-    patience=None,
-    average=0.0,
-    schedule="cosine",
-    grad_clip=1.0,
-    callbacks=None,
-    device="cpu",
-    seed=0,
-    verbose=0,
-    compile=False,
-):
+def train_module(module, batch_loss, epoch_batches, options, validate=None):
     """Train a module in place with AdamW and keep its best state.
 
     Two calls with the same arguments give the same bits. The global random state of torch and numpy
-    is neither used nor changed. Afterwards the module is on `device`, in evaluation mode.
+    is neither used nor changed. Afterwards the module is on the device of the options, in
+    evaluation mode.
 
     Parameters
     ----------
@@ -272,40 +227,15 @@ def train_module(
     batch_loss : callable
         ``batch_loss(rows, epoch, generator)`` returns a dict with the scalar tensor ``"loss"``;
         other entries are scalars recorded as means over the epoch. `generator` is a torch
-        generator on `device`.
+        generator on the device.
     epoch_batches : callable
         ``epoch_batches(epoch, rng)`` returns a list of arrays of row numbers; `rng` is a numpy
         generator.
-    max_epochs : int
-        Number of epochs.
-    lr : float
-        Highest learning rate.
-    weight_decay : float, default=0.0
-        Decoupled weight decay of matrices; vectors and biases have none.
+    options : LoopOptions
     validate : callable, default=None
         ``validate(epoch)`` returns a float, lower is better. It is called in evaluation mode,
         without gradients, with the averaged weights, before training (epoch -1) and after every
         epoch; the best state is restored at the end. None keeps the last state.
-    patience : int, default=None
-        Stop after this many epochs without a better score; None never stops early.
-    average : float, default=0.0
-        Decay, per step, of the moving average of the weights; 0 means no averaging.
-    schedule : {"cosine", None}, default="cosine"
-        "cosine" raises the learning rate over the first twentieth of the steps, then lowers it
-        to 0; None keeps it constant.
-    grad_clip : float, default=1.0
-        Largest norm of the gradient; None means no limit.
-    callbacks : list of skorch callbacks, default=None
-        Added to the loop. One that raises KeyboardInterrupt at the end of an epoch, as skorch's
-        EarlyStopping does, stops training; an interrupt from anywhere else is raised.
-    device : str or torch.device, default="cpu"
-        Where training takes place.
-    seed : int, default=0
-        Seed of batch order, dropout and `generator`.
-    verbose : int, default=0
-        Above 0, print one line per epoch.
-    compile : bool, default=False
-        Compile the module's forward while it trains.
 
     Returns
     -------
@@ -318,24 +248,14 @@ def train_module(
         batch_loss=batch_loss,
         epoch_batches=epoch_batches,
         validate=validate,
-        weight_decay=weight_decay,
-        patience=patience,
-        average=average,
-        schedule=schedule,
-        grad_clip=grad_clip,
-        seed=seed,
-        max_epochs=max_epochs,
-        lr=lr,
-        callbacks=callbacks,
-        device=device,
-        verbose=verbose,
+        options=options,
     )
-    if compile:
+    if options.compile:
         module.compile()
     try:
-        with own_torch_seed(seed, device):
+        with own_torch_seed(options.seed, options.device):
             net.initialize().partial_fit()
     finally:
-        if compile:
+        if options.compile:
             module._compiled_call_impl = None  # a compiled call cannot be pickled
     return [{k: v for k, v in row.items() if k != "batches"} for row in net.history]

@@ -8,8 +8,8 @@ from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_diffuq._backbones.backbone import stream
-from sklearn_diffuq._backbones.classes import AlignedBackbone, fit_linear_readout
+from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._backbones.classes import fit_linear_readout
 
 
 def resolve_device(device):
@@ -27,7 +27,7 @@ class BackboneClassifier(ClassifierMixin, BaseEstimator):
 
     def _logits(self, X):
         check_is_fitted(self)
-        return stream(self.backbone_, self.encode(X), self.backbone_.logits, self._n_tokens)
+        return self.backbone_.map_rows(self.backbone_.logits, self.encode(X))
 
     @property
     def n_outputs(self):
@@ -35,32 +35,26 @@ class BackboneClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         return len(self.classes_)
 
-    def refit_readout(self, inputs, target, weight):
+    def refit_readout(self, training):
         """Replace the readout by a logistic regression on the pooled features.
 
         Parameters
         ----------
-        inputs : EncodedInputs of length n
-            Rows to fit on.
-        target : ndarray of shape (n,)
-            Class indices.
-        weight : ndarray of shape (n,)
-            Sample weights.
+        training : LabelledInputs
         """
         backbone = self.backbone_
 
         def features(batch):
             h, context = backbone.embed(batch)
-            for k in range(backbone.n_blocks):
-                h = backbone.block(k, h, context)
-            return backbone.features(h, context)
+            return backbone.features(backbone.advance(h, context), context)
 
-        values = stream(backbone, inputs, features, self._n_tokens)
-        device = next(backbone.module.parameters()).device
-        readout = fit_linear_readout(values, target, weight, target.max() + 1).to(device)
-        self.backbone_ = AlignedBackbone(backbone.module, blocks=backbone.path, readout=readout)
-        rows = np.repeat(np.arange(min(len(inputs), 2)), 2)[:2]
-        self.backbone_.probe(inputs.batch(rows, device=device))
+        values = backbone.map_rows(features, training.inputs)
+        readout = fit_linear_readout(values, training, len(self.classes_))
+        self.backbone_ = Backbone(
+            backbone.module, blocks=backbone.path, readout=readout.to(backbone.device)
+        )
+        rows = np.repeat(np.arange(min(len(training), 2)), 2)[:2]
+        self.backbone_.probe(training.inputs.batch(rows, device=backbone.device))
 
     def decision_function(self, X):
         """Return the logits.

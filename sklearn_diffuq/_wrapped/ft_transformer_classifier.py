@@ -11,10 +11,11 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.ft_transformer import FTTransformer
-from sklearn_diffuq._inputs.rows import check_labels, held_out_rows
+from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
+from sklearn_diffuq._inputs.rows import check_labels, stratified_split
 from sklearn_diffuq._inputs.table_encoder import TableEncoder
-from sklearn_diffuq._training.classification import train_classifier
-from sklearn_diffuq._training.loop import own_torch_seed
+from sklearn_diffuq._training.classification import cross_entropy, fit_classifier
+from sklearn_diffuq._training.loop import LoopOptions, own_torch_seed
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier, resolve_device
 
 MIN_VALIDATION_ROWS = 10
@@ -171,12 +172,24 @@ class FTTransformerClassifier(BackboneClassifier):
         ValueError
             If there is one class only, or if an array has NaN or infinite values.
         """
+        self.fit_encode(X, y, sample_weight)
+        return self
+
+    def fit_encode(self, X, y, sample_weight=None):
+        """Do what `fit` does, and return the training rows encoded.
+
+        Returns
+        -------
+        training : LabelledInputs
+            Rows of positive weight, as `encode` returns them, with class indices and weights.
+        """
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         device = resolve_device(self.device)
         check_consistent_length(X, y)
-        classes, target, weight, kept = check_labels(self, y, sample_weight)
+        y, weight, kept = check_labels(y, sample_weight, type(self).__name__)
         encoder = TableEncoder(seed)
         inputs = encoder.fit_transform(self, X, kept)
+        classes, target = np.unique(y, return_inverse=True)
         with own_torch_seed(seed, "cpu"):
             module = FTTransformer(
                 encoder.n_numeric,
@@ -187,34 +200,35 @@ class FTTransformerClassifier(BackboneClassifier):
                 n_heads=self.n_heads,
                 dropout=self.dropout,
             )
-        held = held_out_rows(target, self.validation_fraction, np.random.default_rng(seed))
-        if len(held) < MIN_VALIDATION_ROWS:
-            held = held[:0]
-        n_train = len(target) - len(held)
-        auto_size = int(np.clip(2 ** round(np.log2(n_train / 16)), 16, 256))
-        n_tokens = 1 + encoder.n_numeric + len(encoder.cardinalities)
-        history = train_classifier(
-            module,
-            lambda batch: module(**batch),
-            inputs,
-            target,
-            weight,
-            held,
-            batch_size=auto_size if self.batch_size == "auto" else self.batch_size,
-            device=device,
-            n_tokens=n_tokens,
-            max_epochs=self.max_epochs,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            patience=self.patience,
-            seed=seed,
-            verbose=self.verbose,
-        )
-        self.classes_, self._encoder, self._n_tokens = classes, encoder, n_tokens
-        self.module_, self.history_, self.n_iter_ = module, history, len(history)
+        training = LabelledInputs.of(inputs, target, weight)
+        self.history_ = self._train(module, training, seed, device)
+        self.classes_, self._encoder = classes, encoder
+        self.module_, self.n_iter_ = module, len(self.history_)
         self.backbone_ = Backbone(module, blocks="blocks")
         self.backbone_.probe(inputs.batch(np.arange(min(len(inputs), 8)), device=device))
-        return self
+        return training
+
+    def _train(self, module, training, seed, device):
+        train, held = stratified_split(training.y.numpy(), self.validation_fraction, seed)
+        if len(held) < MIN_VALIDATION_ROWS:
+            train, held = np.arange(len(training)), held[:0]
+        auto_size = int(np.clip(2 ** round(np.log2(len(train) / 16)), 16, 256))
+        return fit_classifier(
+            module,
+            cross_entropy(lambda batch: module(**batch)),
+            training.take(train),
+            training.take(held),
+            auto_size if self.batch_size == "auto" else self.batch_size,
+            LoopOptions(
+                max_epochs=self.max_epochs,
+                lr=self.lr,
+                weight_decay=self.weight_decay,
+                patience=self.patience,
+                device=device,
+                seed=seed,
+                verbose=self.verbose,
+            ),
+        )
 
     def encode(self, X):
         """Check rows and turn them into model inputs.

@@ -11,8 +11,10 @@ from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
 
-from sklearn_diffuq._backbones.classes import AlignedBackbone, match_columns
+from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._backbones.classes import match_columns
 from sklearn_diffuq._backbones.loading import ModelInputs, load_model, load_preprocessor
+from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.encoding import (
     encode_images,
     encode_mapping,
@@ -21,9 +23,9 @@ from sklearn_diffuq._inputs.encoding import (
     input_kind,
 )
 from sklearn_diffuq._inputs.rows import check_labels
-from sklearn_diffuq._training.classification import train_classifier
+from sklearn_diffuq._training.classification import cross_entropy, fit_classifier
+from sklearn_diffuq._training.loop import LoopOptions
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier, resolve_device
-from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
 from sklearn_diffuq.exceptions import ReadoutWarning
 
 
@@ -35,10 +37,10 @@ class TransformerClassifier(BackboneClassifier):
 
     Parameters
     ----------
-    model : torch.nn.Module, str or None, default=None
+    model : torch.nn.Module or str
         A Hugging Face model, a timm model or any module with a list of transformer blocks; or the
-        directory or name of a Hugging Face model, or the name of a timm model. None trains a
-        :class:`FTTransformerClassifier` with its own settings. The model given is never changed.
+        directory or name of a Hugging Face model, or the name of a timm model. The model given is
+        never changed.
     preprocessor : tokenizer, callable, str or None, default=None
         For raw text, a Hugging Face tokenizer. For images, a Hugging Face image processor or a
         callable that maps one image to an array (channels, height, width). A str is the directory
@@ -116,7 +118,7 @@ class TransformerClassifier(BackboneClassifier):
     """
 
     _parameter_constraints: dict = {  # noqa: RUF012 - scikit-learn's convention
-        "model": [torch.nn.Module, str, None],
+        "model": [torch.nn.Module, str],
         "preprocessor": [callable, str, None],
         "finetune": ["boolean"],
         "max_length": [Interval(Integral, 1, None, closed="left"), None],
@@ -132,7 +134,7 @@ class TransformerClassifier(BackboneClassifier):
 
     def __init__(
         self,
-        model=None,
+        model,
         *,
         preprocessor=None,
         finetune=False,
@@ -162,8 +164,6 @@ class TransformerClassifier(BackboneClassifier):
     def __sklearn_tags__(self):
         """Say what `X` may be, which depends on the model."""
         tags = super().__sklearn_tags__()
-        if self.model is None:
-            return tags
         is_module = isinstance(self.model, torch.nn.Module)
         kind = ModelInputs.of(self.model).kind if is_module else "unknown"
         tags.input_tags.two_d_array = kind == "any"
@@ -197,21 +197,29 @@ class TransformerClassifier(BackboneClassifier):
         BackboneError
             If the model cannot be cut into embedding, blocks and readout.
         """
+        self.fit_encode(X, y, sample_weight)
+        return self
+
+    def fit_encode(self, X, y, sample_weight=None):
+        """Do what `fit` does, and return the training rows encoded.
+
+        Returns
+        -------
+        training : LabelledInputs
+            Rows of positive weight, as `encode` returns them, with class indices and weights.
+        """
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        if self.model is None:
-            return self._fit_table(X, y, sample_weight, seed)
-        classes, target, weight, kept = check_labels(self, y, sample_weight)
-        self._table = None
+        n = None if y is None else len(y)
+        y, weight, kept = check_labels(y, sample_weight, type(self).__name__)
         self._set_model(resolve_device(self.device))
         inputs = self._encode(X, reset=True)
-        check_consistent_length(np.empty(len(inputs)), y)
-        inputs = inputs.take(kept)
-        self._cut(inputs)
-        self._align(classes, inputs, target, weight)
-        self.classes_, self.history_ = classes, []
-        if self.finetune:
-            self.history_ = self._train(inputs, target, weight, seed)
-        return self
+        check_consistent_length(np.empty(len(inputs)), np.empty(n))
+        self.classes_, target = np.unique(y, return_inverse=True)
+        training = LabelledInputs.of(inputs.take(kept), target, weight)
+        self._cut(training.inputs)
+        self._align(training)
+        self.history_ = self._train(training, seed) if self.finetune else []
+        return training
 
     def encode(self, X):
         """Check rows and turn them into model inputs.
@@ -228,18 +236,6 @@ class TransformerClassifier(BackboneClassifier):
         """
         check_is_fitted(self)
         return self._encode(X, reset=False)
-
-    def _fit_table(self, X, y, sample_weight, seed):
-        self._table = FTTransformerClassifier(
-            device=self.device, random_state=seed, verbose=self.verbose
-        ).fit(X, y, sample_weight)
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self._table, name):
-                setattr(self, name, getattr(self._table, name))
-        self._n_tokens = self._table._n_tokens
-        self.classes_, self.history_ = self._table.classes_, self._table.history_
-        self.module_, self.backbone_ = self._table.module_, self._table.backbone_
-        return self
 
     def _set_model(self, device):
         """Find the model and the preprocessor; copy the model if it will change or move."""
@@ -260,8 +256,6 @@ class TransformerClassifier(BackboneClassifier):
         self.module_ = model.to(device)
 
     def _encode(self, X, reset):
-        if self._table is not None:
-            return self._table.encode(X)
         kind, reads = input_kind(X), self._reads
         if kind == "mapping":
             inputs = encode_mapping(X, reads.max_length, reads.pad_id or 0)
@@ -300,14 +294,12 @@ class TransformerClassifier(BackboneClassifier):
         if inputs.lengths is not None:
             rows = np.unique([inputs.lengths.argmin(), inputs.lengths.argmax(), *rows])
         rows = rows if len(rows) > 1 else np.repeat(rows, 2)
-        batch = inputs.batch(rows, device=next(self.module_.parameters()).device)
-        self.backbone_ = AlignedBackbone(self.module_, blocks=self.blocks).probe(batch)
-        with self.backbone_.frozen(), torch.no_grad():
-            self._n_tokens = self.backbone_.embed(batch)[0].shape[1]
+        backbone = Backbone(self.module_, blocks=self.blocks)
+        self.backbone_ = backbone.probe(inputs.batch(rows, device=backbone.device))
 
-    def _align(self, classes, inputs, target, weight):
+    def _align(self, training):
         """Choose the logits of the classes, or fit a new readout where the head does not fit."""
-        backbone, native = self.backbone_, self.backbone_.n_outputs
+        backbone, native, classes = self.backbone_, self.backbone_.n_outputs, self.classes_
         names = getattr(getattr(self.module_, "config", None), "id2label", None)
         columns = match_columns(classes, native, names)
         if columns is not None:
@@ -324,29 +316,28 @@ class TransformerClassifier(BackboneClassifier):
             ReadoutWarning,
             stacklevel=4,
         )
-        self.refit_readout(inputs, target, weight)
+        self.refit_readout(training)
 
-    def _train(self, inputs, target, weight, seed):
+    def _train(self, training, seed):
         trained = torch.nn.ModuleList([self.module_])
         if self.backbone_.custom_readout is not None:
             trained.append(self.backbone_.custom_readout)
         for parameter in trained.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
-        return train_classifier(
+        return fit_classifier(
             trained,
-            self.backbone_.logits,
-            inputs,
-            target,
-            weight,
-            np.empty(0, dtype=np.intp),
-            batch_size=self.batch_size,
-            device=next(self.module_.parameters()).device,
-            n_tokens=self._n_tokens,
-            max_epochs=self.max_epochs,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            seed=seed,
-            verbose=self.verbose,
+            cross_entropy(self.backbone_.logits),
+            training,
+            None,
+            self.batch_size,
+            LoopOptions(
+                max_epochs=self.max_epochs,
+                lr=self.lr,
+                weight_decay=self.weight_decay,
+                device=self.backbone_.device,
+                seed=seed,
+                verbose=self.verbose,
+            ),
         )
 
 

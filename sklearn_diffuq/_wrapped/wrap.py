@@ -9,34 +9,51 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted, check_memory
 
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
+from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
 from sklearn_diffuq._wrapped.transformer_classifier import TransformerClassifier
 from sklearn_diffuq.exceptions import BackboneError
 
 
 def fit_wrapped(owner, X, y, sample_weight, seed, memory=None):
-    """Return the fitted wrapped classifier of an estimator with a parameter `estimator`.
+    """Fit the wrapped classifier of an estimator with a parameter `estimator`.
 
     An unfitted scikit-learn estimator is cloned and trained; a torch model is taken as
     pre-trained and a `FrozenEstimator` as fitted.
+
+    Returns
+    -------
+    wrapped : BackboneClassifier
+    training : LabelledInputs
+        The rows, encoded.
     """
     estimator = owner.estimator
     if isinstance(estimator, FrozenEstimator):
         wrapped = estimator.estimator
         check_is_fitted(wrapped)
-    elif isinstance(estimator, (torch.nn.Module, str)):
+        _check_kind(owner, wrapped)
+        return wrapped, label(wrapped, X, y, sample_weight)
+    if isinstance(estimator, (torch.nn.Module, str)):
         wrapped = TransformerClassifier(
             estimator, preprocessor=owner.preprocessor, device=owner.device, random_state=seed
         )
-        wrapped.fit(X, y, sample_weight)
-    else:
-        wrapped = FTTransformerClassifier(device=owner.device) if estimator is None else estimator
-        wrapped = clone(wrapped)
-        if "random_state" in wrapped.get_params() and wrapped.random_state is None:
-            wrapped.set_params(random_state=seed)
-        if hasattr(wrapped, "encode"):
-            wrapped = check_memory(memory).cache(_fit)(wrapped, X, y, sample_weight)
-    if not hasattr(wrapped, "encode"):
+        return _fit_encode(wrapped, X, y, sample_weight)
+    wrapped = (
+        FTTransformerClassifier(device=owner.device) if estimator is None else clone(estimator)
+    )
+    _check_kind(owner, wrapped)
+    if wrapped.random_state is None:
+        wrapped.set_params(random_state=seed)
+    return check_memory(memory).cache(_fit_encode)(wrapped, X, y, sample_weight)
+
+
+def _fit_encode(wrapped, X, y, sample_weight):
+    training = wrapped.fit_encode(X, y, sample_weight)
+    return wrapped, training
+
+
+def _check_kind(owner, wrapped):
+    if not isinstance(wrapped, BackboneClassifier):
         name = type(owner).__name__
         raise TypeError(
             f"{name} cannot look into a {type(wrapped).__name__}: estimator must be None, a torch "
@@ -44,12 +61,6 @@ def fit_wrapped(owner, X, y, sample_weight, seed, memory=None):
             f"FrozenEstimator of one of these. Put preprocessing steps before {name} in a "
             "Pipeline, not inside it."
         )
-    return wrapped
-
-
-def _fit(estimator, X, y, sample_weight):
-    estimator.fit(X, y, sample_weight)
-    return estimator
 
 
 def choose_readout(wrapped, readout, training):
@@ -64,10 +75,7 @@ def choose_readout(wrapped, readout, training):
         )
     if readout == "refit":
         wrapped = copy.copy(wrapped)
-        weight = training.weight / training.weight.mean()  # else its unit would set the penalty
-        wrapped.refit_readout(training.inputs, training.y.numpy(), weight.numpy())
-    if readout == "finetune":
-        wrapped = copy.deepcopy(wrapped)
+        wrapped.refit_readout(training)
     return wrapped
 
 
@@ -93,5 +101,4 @@ def label(wrapped, X, y, sample_weight):
         )
     order = np.argsort(wrapped.classes_)
     index = order[np.searchsorted(np.asarray(wrapped.classes_)[order], y)]
-    weight = torch.as_tensor(sample_weight, dtype=torch.float64)
-    return LabelledInputs(wrapped.encode(X), torch.as_tensor(index), weight)
+    return LabelledInputs.of(wrapped.encode(X), index, sample_weight)

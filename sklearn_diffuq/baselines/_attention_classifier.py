@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from sklearn_diffuq._backbones.backbone import stream
-from sklearn_diffuq._training.loop import own_torch_seed
+from sklearn_diffuq._training.seeds import own_torch_seed
 from sklearn_diffuq.baselines._base import SamplingClassifier, count_parameters
 from sklearn_diffuq.baselines._finetuning import fine_tune, trainable_copy
 from sklearn_diffuq.baselines._replaced_attention import replace_attention

@@ -10,7 +10,7 @@ from sklearn.utils._param_validation import Interval
 from torch.nn import functional as F
 
 from sklearn_diffuq._backbones.backbone import stream
-from sklearn_diffuq._training.loop import own_torch_seed
+from sklearn_diffuq._training.seeds import own_torch_seed
 from sklearn_diffuq._wrapped.wrap import fit_wrapped
 from sklearn_diffuq.baselines._base import COMMON, TRAINING, SamplingClassifier, count_parameters
 from sklearn_diffuq.baselines._finetuning import fine_tune, trainable_copy

@@ -9,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import Interval
 from torch.nn import functional as F
 
-from sklearn_diffuq._training.loop import own_torch_seed, train_module
+from sklearn_diffuq._training.seeds import own_torch_seed, train_module
 from sklearn_diffuq.baselines._base import COMMON, TRAINING, SamplingClassifier, count_parameters
 from sklearn_diffuq.baselines._last_layer import features_of, training_features
 

@@ -5,7 +5,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_diffuq._backbones.classes import AlignedBackbone, fit_linear_readout, match_columns
+from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._backbones.classes import fit_linear_readout, match_columns
 from sklearn_diffuq._backbones.ft_transformer import FTTransformer
 
 GENERIC = {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
@@ -46,7 +47,7 @@ def backbone_and_batch(n_outputs):
     torch.manual_seed(0)
     module = FTTransformer(4, [], n_outputs, width=16)
     batch = {"x_num": torch.randn(5, 4)}
-    return AlignedBackbone(module).probe(batch), module.eval(), batch
+    return Backbone(module).probe(batch), module.eval(), batch
 
 
 def test_aligned_logits_are_the_chosen_columns():

@@ -2,7 +2,7 @@ import pytest
 import torch
 from tiny_backbones import ALL, vit
 
-from sklearn_diffuq._backbones.classes import AlignedBackbone
+from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq.baselines._last_layer import (
     aligned_weights,
     find_last_layer,
@@ -27,7 +27,7 @@ def test_logits_are_linear_in_the_features(kind, name):
 
 def test_classes_in_another_order():
     backbone, batch = vit()
-    aligned = AlignedBackbone(backbone.module).probe(batch)
+    aligned = Backbone(backbone.module).probe(batch)
     aligned.columns = [2, 0]
     check(aligned, batch)
 
@@ -35,14 +35,14 @@ def test_classes_in_another_order():
 def test_a_single_logit_counts_as_two():
     backbone, batch = vit()
     backbone.module.reset_classifier(1)
-    aligned = AlignedBackbone(backbone.module).probe(batch)
+    aligned = Backbone(backbone.module).probe(batch)
     aligned.columns = [0, 1]
     check(aligned, batch)
 
 
 def test_a_readout_of_ours():
     backbone, batch = vit()
-    aligned = AlignedBackbone(backbone.module, readout=torch.nn.Linear(16, 5)).probe(batch)
+    aligned = Backbone(backbone.module, readout=torch.nn.Linear(16, 5)).probe(batch)
     assert check(aligned, batch) == "readout"
 
 
