@@ -1,4 +1,4 @@
-"""Stage 6: the estimator. It orchestrates the stages; the tensor algebra lives in them."""
+"""The estimator. It orchestrates the stages; the tensor algebra lives in them."""
 
 from numbers import Integral, Real
 from typing import ClassVar
@@ -8,19 +8,21 @@ from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
-from sklearn_diffuq._fit_path import fit_path
-from sklearn_diffuq._inputs.rows import check_rows, safe_indexing, stratified_split
+from sklearn_diffuq._fit_path import PathOptions, fit_path
+from sklearn_diffuq._inputs.rows import (
+    calibration_split,
+    check_rows,
+    safe_indexing,
+)
 from sklearn_diffuq._path.time_grid import step_counts
 from sklearn_diffuq._persistence.save_and_load import PersistenceMixin
 from sklearn_diffuq._predictions import PredictionMixin
+from sklearn_diffuq._training.loop import LoopOptions
+from sklearn_diffuq._transition.options import TrainingOptions
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
 from sklearn_diffuq._wrapped.wrap import check_precision, choose_readout, fit_wrapped, label
 
-_LOSS_WEIGHTS = ("path_weight", "distillation_weight", "label_weight")
-_PATH_PARAMETERS = (
-    "transition rank n_shared_blocks covariance noise_rank max_epochs batch_size lr "
-    "callbacks precision compile verbose"
-).split()
+WEIGHT_AVERAGE = 0.99  # decay of the moving average of the transition's weights
 
 
 class DiffusionCalibratedClassifier(
@@ -65,13 +67,12 @@ class DiffusionCalibratedClassifier(
         model's; None is full rank.
     n_shared_blocks : int, default=1
         Number of shared blocks of the unified transition; consecutive steps share one.
-    covariance : {"gp", "attention", "residual", "constant"}, default="gp"
+    covariance : {"gp", "attention", "constant"}, default="gp"
         Where the noise points, and what it grows with.
 
         - "gp": along the increments of the state; noise and temperature grow with the posterior
           variance of a Gaussian process on the state, that is, away from the training data.
         - "attention": both come from the frozen attention, read as a Gaussian process.
-        - "residual": along the errors of the unified transition; grows as with "gp".
         - "constant": along the increments; does not grow.
 
     noise_rank : int, default=8
@@ -83,10 +84,10 @@ class DiffusionCalibratedClassifier(
         with one temperature for all rows.
     n_samples : int, default=8
         Number of paths. They come in antithetic pairs, so that few are enough.
-    readout : {"auto", "frozen", "finetune", "refit"}, default="auto"
+    readout : {"auto", "frozen", "refit"}, default="auto"
         "auto" uses the wrapped model's head where it fits the labels, and otherwise warns and
         fits a logistic regression on its pooled features; "frozen" raises instead; "refit" always
-        fits one; "finetune" trains a copy of the readout along with the unified transition.
+        fits one.
     path_weight : float, default=0.3
         Weight of the divergence of the unified transition's steps from the wrapped model's.
     distillation_weight : float, default=1.0
@@ -137,6 +138,8 @@ class DiffusionCalibratedClassifier(
         Number of blocks of the wrapped model.
     n_steps_ : int
         Number of steps that predictions take.
+    fitted_steps_ : tuple of int
+        Numbers of steps that were fitted, any of which can be set as `n_steps`.
     rank_ : int or None
         Rank of the unified transition; None is full rank.
     n_parameters_ : int
@@ -194,11 +197,11 @@ class DiffusionCalibratedClassifier(
         "n_steps": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
         "rank": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"}), None],
         "n_shared_blocks": [Interval(Integral, 1, None, closed="left")],
-        "covariance": [StrOptions({"gp", "attention", "residual", "constant"})],
+        "covariance": [StrOptions({"gp", "attention", "constant"})],
         "noise_rank": [Interval(Integral, 0, None, closed="left")],
         "inference": [StrOptions({"sampling", "moments", "mean"})],
         "n_samples": [Interval(Integral, 1, None, closed="left")],
-        "readout": [StrOptions({"auto", "frozen", "finetune", "refit"})],
+        "readout": [StrOptions({"auto", "frozen", "refit"})],
         "path_weight": [Interval(Real, 0, None, closed="left")],
         "distillation_weight": [Interval(Real, 0, None, closed="left")],
         "label_weight": [Interval(Real, 0, None, closed="left")],
@@ -303,44 +306,59 @@ class DiffusionCalibratedClassifier(
             raise ValueError(
                 "X_calibration and y_calibration belong together: give both, or neither."
             )
-        if self.covariance == "residual" and self.transition == "blockwise":
-            raise ValueError(
-                "covariance='residual' is that of the unified transition's errors, and "
-                "transition='blockwise' makes none. Use covariance='gp', 'attention' or 'constant'."
-            )
         X, y, sample_weight = check_rows(X, y, sample_weight)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if X_calibration is None:
-            train, held = stratified_split(y, self.validation_fraction, seed)
+            train, held = calibration_split(y, self.validation_fraction, seed)
             calibration = (safe_indexing(X, held), y[held], sample_weight[held])
             X, y, sample_weight = safe_indexing(X, train), y[train], sample_weight[train]
         else:
             calibration = check_rows(X_calibration, y_calibration, None)
         if isinstance(self.estimator, torch.nn.Module):
             check_precision(self.estimator)  # before it meets rows of another precision
-        wrapped = fit_wrapped(self, X, y, sample_weight, seed, self.memory)
+        wrapped, training = fit_wrapped(self, X, y, sample_weight, seed, self.memory)
         check_precision(wrapped.backbone_.module)
-        training = label(wrapped, X, y, sample_weight)
         held_out = label(wrapped, *calibration)
-        teacher = wrapped.backbone_
         wrapped = choose_readout(wrapped, self.readout, training)
-        with teacher.frozen(), wrapped.backbone_.frozen():
-            fitted = fit_path(
-                wrapped.backbone_,
-                training,
-                held_out,
-                teacher=teacher if self.readout == "finetune" else wrapped.backbone_,
-                step_counts=step_counts(self.n_steps, wrapped.backbone_.n_blocks),
-                weights={n: getattr(self, n) for n in _LOSS_WEIGHTS},
-                seed=seed,
-                **{n: getattr(self, n) for n in _PATH_PARAMETERS},
-            )
-        self._set_fitted(wrapped, fitted, seed)
+        backbone = wrapped.backbone_
+        with backbone.frozen():
+            fitted = fit_path(backbone, training, held_out, self._options(backbone, seed))
+        self._set_fitted(wrapped, fitted)
         return self
 
-    def _set_fitted(self, wrapped, fitted, seed):
-        self.wrapped_, self._seed = wrapped, seed
-        self._path, self._grids, self._calibrations = fitted.path, fitted.grids, fitted.calibrations
+    def _options(self, backbone, seed):
+        """Return the parameters as `fit_path` takes them."""
+        loop = LoopOptions(
+            max_epochs=self.max_epochs,
+            lr=self.lr,
+            average=WEIGHT_AVERAGE,
+            callbacks=self.callbacks,
+            device=str(backbone.device),
+            seed=seed,
+            verbose=self.verbose,
+            compile=self.compile,
+        )
+        training = TrainingOptions(
+            path_weight=self.path_weight,
+            distillation_weight=self.distillation_weight,
+            label_weight=self.label_weight,
+            batch_size=self.batch_size,
+            precision=self.precision,
+            loop=loop,
+        )
+        return PathOptions(
+            transition=self.transition,
+            step_counts=step_counts(self.n_steps, backbone.n_blocks),
+            rank=self.rank,
+            n_shared_blocks=self.n_shared_blocks,
+            covariance=self.covariance,
+            noise_rank=self.noise_rank,
+            training=training,
+            seed=seed,
+        )
+
+    def _set_fitted(self, wrapped, fitted):
+        self.wrapped_, self._fitted = wrapped, fitted
         self.classes_ = wrapped.classes_
         for name in ("n_features_in_", "feature_names_in_"):
             vars(self).pop(name, None)  # of an earlier fit
@@ -350,7 +368,7 @@ class DiffusionCalibratedClassifier(
         self.transition_, self.covariance_ = fitted.path.mean, fitted.path.covariance
         self.n_blocks_ = len(blocks)
         self.n_block_parameters_ = sum(p.numel() for b in blocks for p in b.parameters())
-        self.rank_, self.history_ = fitted.rank, fitted.history
+        self.rank_, self.history_ = fitted.path.mean.rank, fitted.history
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()

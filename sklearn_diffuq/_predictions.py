@@ -1,66 +1,72 @@
-"""Stage 6: what a fitted `DiffusionCalibratedClassifier` answers."""
+"""What a fitted `DiffusionCalibratedClassifier` answers."""
 
 import numpy as np
-from sklearn.utils import Bunch
+from sklearn.utils import Bunch, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from sklearn_diffuq._calibration.calibrated_path import familiarity
 from sklearn_diffuq._path.time_grid import step_counts
-from sklearn_diffuq._propagation.predict import familiarity, path_predictions
 from sklearn_diffuq._wrapped.from_probabilities import FromProbabilities
 from sklearn_diffuq.metrics import uncertainty_decomposition
+
+_INFERENCE = ("sampling", "moments", "mean")
 
 
 class PredictionMixin(FromProbabilities):
     """Predictions, uncertainty, and what they rest on at present."""
 
     @property
+    def fitted_steps_(self):
+        """Numbers of steps that were fitted."""
+        return tuple(self._fitted.grids)
+
+    @property
     def n_steps_(self):
         """Number of steps that predictions take: the first of `n_steps`."""
         n_steps = step_counts(self.n_steps, self.n_blocks_)[0]
-        if n_steps not in self._grids:
+        if n_steps not in self.fitted_steps_:
             raise ValueError(
                 f"n_steps={n_steps} was not fitted: this classifier knows n_steps in "
-                f"{sorted(self._grids)}. Set one of these, or fit with n_steps="
-                f"{(n_steps, *self._grids)}."
+                f"{sorted(self.fitted_steps_)}. Set one of these, or fit with n_steps="
+                f"{(n_steps, *self.fitted_steps_)}."
             )
         return n_steps
 
     @property
     def n_parameters_(self):
         """Number of parameters of the transition, which replaces the blocks."""
-        transition = self.transition_.on(self._grids[self.n_steps_])
-        return getattr(transition, "n_parameters", self.n_block_parameters_)
+        return self._fitted.n_parameters(self.n_steps_)
 
     @property
     def calibration_(self):
         """Calibration of each kind of inference under the present `n_steps`."""
-        return self._calibrations[self.n_steps_]
+        return self._fitted.calibrations[self.n_steps_]
 
     @property
     def temperature_(self):
         """Temperature of the logits under the present `inference`."""
-        return self.calibration_[self.inference].temperature
+        return self.calibration_[self._inference()].temperature
 
     @property
     def noise_scale_(self):
         """Noise scales under the present `inference`."""
-        return self.calibration_[self.inference].scales
+        return self.calibration_[self._inference()].scales
 
-    def _predictive(self, X, reduce, inference=None, n_samples=None, variance=False):
-        """Return what `path_predictions` makes of the paths of `X`."""
+    def _inference(self):
+        """Return the parameter `inference`, which may have been set after `fit`."""
+        if self.inference not in _INFERENCE:
+            raise ValueError(f"inference must be one of {_INFERENCE}, got {self.inference!r}.")
+        return self.inference
+
+    def _probabilities(self, X, reduce, *, variance=False):
+        """Return what a function makes of the probabilities of the paths of `X`.
+
+        See `CalibratedPath.probabilities`.
+        """
         check_is_fitted(self)
-        inference = inference or self.inference
-        return path_predictions(
-            self._path.on(self._grids[self.n_steps_]),
-            self.wrapped_.backbone_,
-            self.wrapped_.encode(X),
-            self.calibration_[inference],
-            reduce,
-            inference=inference,
-            n_samples=n_samples or self.n_samples,
-            seed=self._seed,
-            variance=variance,
-        )
+        path = self._fitted.calibrated(self.n_steps_, self._inference(), self.n_samples)
+        inputs = self.wrapped_.encode(X)
+        return path.probabilities(self.wrapped_.backbone_, inputs, reduce, variance=variance)
 
     def predict_proba(self, X):
         """Return the calibrated class probabilities.
@@ -75,10 +81,10 @@ class PredictionMixin(FromProbabilities):
         proba : ndarray of shape (n, n_classes), float64
             Rows sum to one; columns follow `classes_`.
         """
-        (proba,) = self._predictive(X, lambda proba: [proba.mean(0)])
+        (proba,) = self._probabilities(X, lambda proba: [proba.mean(0)])
         return proba
 
-    def sample_proba(self, X, n_samples=None):
+    def sample_proba(self, X, n_samples=None, random_state=None):
         """Return the class probabilities of single paths.
 
         Parameters
@@ -86,7 +92,9 @@ class PredictionMixin(FromProbabilities):
         X : as in `fit`, of length n
             Rows to predict.
         n_samples : int, default=None
-            Number of paths; None takes the parameter `n_samples`.
+            Number of paths, at least 1; None takes the parameter `n_samples`.
+        random_state : int, RandomState instance or None, default=None
+            Seed of the paths; None takes that of the fit, as predictions do.
 
         Returns
         -------
@@ -94,13 +102,20 @@ class PredictionMixin(FromProbabilities):
             The paths use the same noise for every row.
         """
         check_is_fitted(self)
-        n_samples = n_samples or self.n_samples
+        n_samples = self.n_samples if n_samples is None else n_samples
+        if n_samples < 1:
+            raise ValueError(f"n_samples must be at least 1, got {n_samples}.")
+        seed = None
+        if random_state is not None:
+            seed = int(check_random_state(random_state).randint(2**31 - 1))
 
         def reduce(proba):
             proba = np.broadcast_to(proba, (n_samples, *proba.shape[1:]))
             return [proba.swapaxes(0, 1)]
 
-        (proba,) = self._predictive(X, reduce, "sampling", n_samples)
+        path = self._fitted.calibrated(self.n_steps_, "sampling", n_samples, seed)
+        inputs = self.wrapped_.encode(X)
+        (proba,) = path.probabilities(self.wrapped_.backbone_, inputs, reduce)
         return proba.swapaxes(0, 1)
 
     def predict_uncertainty(self, X):
@@ -126,7 +141,7 @@ class PredictionMixin(FromProbabilities):
             parts = uncertainty_decomposition(proba)
             return [parts.total, parts.aleatoric, parts.epistemic]
 
-        total, aleatoric, epistemic, variance = self._predictive(X, reduce, variance=True)
+        total, aleatoric, epistemic, variance = self._probabilities(X, reduce, variance=True)
         return Bunch(total=total, aleatoric=aleatoric, epistemic=epistemic, path_variance=variance)
 
     def score_samples(self, X):
@@ -146,5 +161,5 @@ class PredictionMixin(FromProbabilities):
             In standard deviations over training rows.
         """
         check_is_fitted(self)
-        path = self._path.on(self._grids[self.n_steps_])
+        path = self._fitted.on(self.n_steps_)
         return familiarity(path, self.wrapped_.backbone_, self.wrapped_.encode(X))

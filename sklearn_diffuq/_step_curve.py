@@ -54,7 +54,7 @@ def diffusion_step_curve(fitted, X, y, *, n_steps=None):
     array([1, 3])
     """
     check_is_fitted(fitted)
-    n_steps = sorted(fitted._grids) if n_steps is None else list(n_steps)
+    n_steps = sorted(fitted.fitted_steps_) if n_steps is None else list(n_steps)
     rows = []
     for n in n_steps:
         classifier = copy.copy(fitted).set_params(n_steps=n)

@@ -226,25 +226,23 @@ class Backbone:
             h = self.block(k, h, context)
         return h
 
-    def states(self, batch):
-        """Return all states of a batch.
+    def states(self, h, context):
+        """Return the embedding `h` and the state after each block.
 
         Parameters
         ----------
-        batch : dict of str to torch.Tensor
-            The model inputs.
+        h : torch.Tensor of shape (n, t, d)
+        context : Context
+            What `embed` returned with `h`.
 
         Returns
         -------
         states : list of torch.Tensor of shape (n, t, d), length ``n_blocks + 1``
-            The embedding, and the state after each block.
-        context : Context
         """
-        h, context = self.embed(batch)
         states = [h]
         for k in range(self.n_blocks):
             states.append(self.block(k, states[-1], context))
-        return states, context
+        return states
 
     def readout(self, h, context):
         """Return the logits of a state after the last block.

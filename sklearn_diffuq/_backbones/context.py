@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
+Batch = dict[str, torch.Tensor]
+
 
 @dataclass(frozen=True, eq=False)
 class Context:

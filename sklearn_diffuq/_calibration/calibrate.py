@@ -1,93 +1,173 @@
-"""Calibrating a path on held-out samples, for every kind of inference."""
+"""Calibrating paths on held-out samples, for every kind of inference."""
+
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from sklearn_diffuq._calibration.noise_scales import Calibration, fit_noise
+from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._calibration.calibration import Calibration
+from sklearn_diffuq._calibration.noise_scales import LabelledLaw, fit_noise
 from sklearn_diffuq._calibration.temperature import all_paths_nll, fit_temperature
-from sklearn_diffuq._inputs.rows import _random_order
-from sklearn_diffuq._path.covariance import NoiseScales
+from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
+from sklearn_diffuq._inputs.rows import random_rows
+from sklearn_diffuq._path.covariance import NO_NOISE, NoiseScales
+from sklearn_diffuq._path.distance import widening
+from sklearn_diffuq._path.mean import Mean
+from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.perturbation import Perturbation
-from sklearn_diffuq._propagation.linearised import linearise_all
+from sklearn_diffuq._path.time_grid import Grid
+from sklearn_diffuq._propagation.linearised import LinearisedPath, linearise_all
 from sklearn_diffuq._propagation.noise import PathNoise
-from sklearn_diffuq._propagation.propagate import logits_of, propagate_all
+from sklearn_diffuq._propagation.propagate import mean_logits, propagate_all
 
-MIN_NOISE_ROWS = 30  # fewer held-out rows fit a temperature only
+MIN_NOISE_ROWS = 30  # fewer held-out samples fit a temperature only
 MAX_NOISE_ROWS = 2048  # more say little that is new about three scales
 MAX_PERTURBED_ROWS = 512
-N_SAMPLED = 8  # paths that are really drawn for each row
-SHRINKAGE = (0.25, 0.5, 1.0)
+N_SAMPLED = 8  # paths that are really drawn for each sample
+SHRINKAGE = (0.25, 0.5, 1.0)  # multiples of the linearised path's noise to be tried on real paths
 
 
-def calibrate(path, backbone, held_out, *, distance=True, seed=0, device="cpu"):
-    """Fit the noise scales and the temperatures of a path for every kind of inference.
+@dataclass(frozen=True)
+class Reference:
+    """What the mean of a path says of the held-out samples.
 
-    Parameters
+    That of the frozen path is computed once per fit and read by all that compare with it.
+
+    Attributes
     ----------
-    path : GaussianPath
-        Its covariance's scales are not used.
+    logits : Tensor of shape (n, n_classes), float32
+    temperature : float
+        The best one for the logits.
+    nll : float
+        Negative log-likelihood under it, in nats per sample.
+    law : LinearisedPath or None
+        Of the samples that noise is fitted on, where the pass has linearised them.
+    """
+
+    logits: Tensor
+    temperature: float
+    nll: float
+    law: LinearisedPath | None = None
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """Held-out samples, and what paths are calibrated to on them.
+
+    Attributes
+    ----------
     backbone : Backbone
     held_out : LabelledInputs
-        Rows that nothing was trained on.
-    distance : bool, default=True
+        Samples that nothing was trained on.
+    distance : bool
         Whether noise and temperature may grow with the distance to the training data.
-    seed : int, default=0
-    device : str, default="cpu"
-
-    Returns
-    -------
-    calibrations : dict from {"mean", "moments", "sampling"} to Calibration
+    seed : int
     """
-    mean = calibrate_mean(path, backbone, held_out, device)
-    moments = calibrate_moments(path, backbone, held_out, distance, seed, device)
-    sampling = moments
-    if moments.has_noise:
-        sampling = _calibrate_sampling(path, backbone, held_out, moments.scales, seed, device)
-    return {"mean": mean, "moments": moments, "sampling": sampling}
 
+    backbone: Backbone
+    held_out: LabelledInputs
+    distance: bool
+    seed: int
 
-def calibrate_mean(path, backbone, held_out, device="cpu"):
-    """Return the `Calibration` of a path's mean: one temperature, and no noise."""
-    logits = logits_of(path.with_scales(NoiseScales()), backbone, held_out.inputs, device=device)
-    return Calibration(NoiseScales(), *fit_temperature(logits, held_out.y, held_out.weight))
+    @cached_property
+    def noise_rows(self) -> np.ndarray:
+        """Rows that noise is fitted on, in random order: the first of them are a fair sample."""
+        n = len(self.held_out)
+        if n < MIN_NOISE_ROWS:
+            return np.empty(0, dtype=np.intp)
+        return random_rows(n, MAX_NOISE_ROWS, self.seed, shuffle=True)
 
+    @cached_property
+    def noise_part(self) -> LabelledInputs:
+        """The samples that noise is fitted on."""
+        return self.held_out.take(self.noise_rows)
 
-def calibrate_moments(path, backbone, held_out, distance=True, seed=0, device="cpu"):
-    """Return the `Calibration` of the linearised path; see `calibrate`."""
-    if len(held_out) < MIN_NOISE_ROWS:
-        return calibrate_mean(path, backbone, held_out, device)
-    part = _random_order(held_out, MAX_NOISE_ROWS, seed)
-    linearised = linearise_all(path, backbone, part.inputs, device)
-    perturbed = None
-    if distance:
+    def reference(self, path: GaussianPath) -> Reference:
+        """Run the mean of a path over the held-out samples, each once, and linearise it."""
+        rest = np.setdiff1d(np.arange(len(self.held_out)), self.noise_rows)
+        law, parts = None, []
+        if len(self.noise_rows):
+            law = linearise_all(path, self.backbone, self.noise_part.inputs)
+            parts.append(law.logits.float())
+        if len(rest):
+            inputs = self.held_out.inputs.take(rest)
+            parts.append(mean_logits(path.mean, path.grid, self.backbone, inputs))
+        order = np.argsort(np.concatenate([self.noise_rows, rest]))
+        return self._reference(torch.cat(parts)[torch.from_numpy(order)], law)
+
+    def run_mean(self, mean: Mean, grid: Grid) -> Reference:
+        """Run a mean over the held-out samples, without linearising it."""
+        return self._reference(mean_logits(mean, grid, self.backbone, self.held_out.inputs), None)
+
+    def _reference(self, logits: Tensor, law: LinearisedPath | None) -> Reference:
+        y, weight = self.held_out.y, self.held_out.weight
+        return Reference(logits, *fit_temperature(logits[None], y, weight), law)
+
+    def calibrate(self, path: GaussianPath, mean: Reference) -> dict[str, Calibration]:
+        """Fit noise scales and temperatures of a path for every kind of inference.
+
+        Parameters
+        ----------
+        path : GaussianPath
+            Its scales are not used.
+        mean : Reference
+            Of its mean; linearised here if it is not yet.
+
+        Returns
+        -------
+        calibrations : dict from {"mean", "moments", "sampling"} to Calibration
+        """
+        moments = self.moments(path, mean)
+        sampling = self._sampling(path, moments.scales) if moments.has_noise else moments
+        constant = Calibration(NO_NOISE, mean.temperature, mean.nll)
+        return {"mean": constant, "moments": moments, "sampling": sampling}
+
+    def moments(self, path: GaussianPath, mean: Reference) -> Calibration:
+        """Fit noise scales and temperature of the linearised path."""
+        if not len(self.noise_rows):
+            return Calibration(NO_NOISE, mean.temperature, mean.nll)
+        part, law = self.noise_part, mean.law
+        if law is None:
+            law = linearise_all(path, self.backbone, part.inputs)
+        clean = LabelledLaw(law, part.y, part.weight)
+        perturbed = self._perturbed(path) if self.distance else None
+        return fit_noise(clean, perturbed, distance=self.distance, seed=self.seed)
+
+    def _perturbed(self, path: GaussianPath) -> LabelledLaw:
+        """Linearise perturbed copies of some samples."""
+        part = self.noise_part
         some = part.take(np.arange(min(len(part), MAX_PERTURBED_ROWS)))
-        perturb = Perturbation(torch.Generator().manual_seed(seed))
-        copies = linearise_all(path, backbone, some.inputs, device, perturb)
-        perturbed = copies, some.y, some.weight
-    return fit_noise(
-        linearised, part.y, part.weight, perturbed=perturbed, distance=distance, seed=seed
-    )
+        perturb = Perturbation(torch.Generator().manual_seed(self.seed))
+        law = linearise_all(path, self.backbone, some.inputs, perturb)
+        return LabelledLaw(law, some.y, some.weight)
 
+    def _sampling(self, path: GaussianPath, unit: NoiseScales) -> Calibration:
+        """Return the best of the multiples `SHRINKAGE` of the scales `unit`, and of no noise.
 
-def _calibrate_sampling(path, backbone, held_out, unit, seed, device):
-    """Return the best of the multiples `SHRINKAGE` of the scales `unit`, and of no noise.
-
-    The linearised path overrates the noise that real paths need, so real ones are drawn here. The
-    draws differ from batch to batch, and the multiples are compared by the loss of infinitely many
-    paths: the answer is about paths, and not about the few that are drawn. The temperature is the
-    best one for these few; the estimate for infinitely many has no minimum that can be trusted.
-    """
-    part = _random_order(held_out, MAX_NOISE_ROWS, seed)
-    noise = PathNoise.of(path, N_SAMPLED, seed)
-    tried = []
-    for factor in (0.0, *SHRINKAGE):
-        scales = NoiseScales(factor * unit.shared, factor * unit.token, unit.distance)
-        draws = noise if factor else None
-        scaled = path.with_scales(scales)
-        end = propagate_all(scaled, backbone, part.inputs, draws, device, common=False)
-        logits = end.outcome / torch.exp(unit.distance * end.distance)[:, None]
-        temperature, nll = fit_temperature(logits, part.y, part.weight)
-        if factor:
-            nll = float(all_paths_nll(logits, part.y, temperature, part.weight))
-        tried.append(Calibration(scales, temperature, nll))
-    return min(tried, key=lambda calibration: calibration.nll)
+        The linearised path overrates the noise that real paths need, so real ones are drawn here.
+        The draws differ from batch to batch, and the multiples are compared by the loss of
+        infinitely many paths: the answer is about paths, and not about the few that are drawn. The
+        temperature is the best one for these few; the estimate for infinitely many has no minimum
+        that can be trusted.
+        """
+        part = self.noise_part
+        noise = PathNoise.of(path, N_SAMPLED, self.seed)
+        tried = []
+        for factor in (0.0, *SHRINKAGE):
+            scales = NoiseScales(factor * unit.shared, factor * unit.token, unit.distance)
+            end = propagate_all(
+                path.with_scales(scales),
+                self.backbone,
+                part.inputs,
+                noise if factor else None,
+                common=False,
+            )
+            logits = end.logits / widening(unit.distance, end.distance)[:, None]
+            temperature, nll = fit_temperature(logits, part.y, part.weight)
+            if factor:
+                nll = float(all_paths_nll(logits, part.y, temperature, part.weight))
+            tried.append(Calibration(scales, temperature, nll))
+        return min(tried, key=lambda calibration: calibration.nll)

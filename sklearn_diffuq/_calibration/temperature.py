@@ -1,13 +1,24 @@
-"""Log likelihood of averaged probabilities, and the temperature that maximises it."""
+"""The log likelihood of averaged probabilities, and the temperature that maximises it."""
 
 import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
+from torch import Tensor
 
 LOG_TEMPERATURE_BOUNDS = (np.log(1e-2), np.log(1e2))
 
 
-def path_nll(logits, y, temperature, weight=None):
+def path_probabilities(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """Return the class probabilities of every path, float64, shape (K, n, n_classes).
+
+    `temperature` is one number, or one of each row, (n, 1).
+    """
+    return torch.softmax(logits.double() / temperature, -1)
+
+
+def path_nll(
+    logits: Tensor, y: Tensor, temperature: float | Tensor, weight: Tensor | None = None
+) -> Tensor:
     """Return the negative log-likelihood of the averaged probabilities of K paths.
 
     Parameters
@@ -30,11 +41,13 @@ def path_nll(logits, y, temperature, weight=None):
     return loss.mean() if weight is None else (loss * weight).sum() / weight.sum()
 
 
-def all_paths_nll(logits, y, temperature, weight=None):
+def all_paths_nll(
+    logits: Tensor, y: Tensor, temperature: float | Tensor, weight: Tensor | None = None
+) -> Tensor:
     """Return `path_nll` of infinitely many paths, estimated from K antithetic ones.
 
     K paths overrate the loss by about c / K, which speaks against noise wherever few are drawn.
-    Twice their loss less the mean loss of their halves is free of that (the jackknife).
+    Twice their loss minus the mean loss of their halves is free of that (the jackknife).
 
     Parameters
     ----------
@@ -49,11 +62,11 @@ def all_paths_nll(logits, y, temperature, weight=None):
         Weighted mean over rows, in nats. Its own error of order 1 / K^2 remains.
     """
     halves = logits.unflatten(0, (2, 2, -1)).transpose(0, 1).flatten(1, 2)  # pairs stay together
-    mean = sum(path_nll(half, y, temperature, weight) for half in halves) / 2
-    return 2 * path_nll(logits, y, temperature, weight) - mean
+    losses = [path_nll(half, y, temperature, weight) for half in halves]
+    return 2 * path_nll(logits, y, temperature, weight) - torch.stack(losses).mean()
 
 
-def fit_temperature(logits, y, weight=None):
+def fit_temperature(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> tuple[float, float]:
     """Fit a temperature in [0.01, 100] by `path_nll`, with a weak prior.
 
     The prior on its logarithm is standard normal: it weighs as much as one row, and keeps the
@@ -77,15 +90,16 @@ def fit_temperature(logits, y, weight=None):
     """
     n = effective_size(y, weight)
 
-    def loss(log_t):
+    def loss(log_t: float) -> float:
         return float(path_nll(logits, y, np.exp(log_t), weight)) + 0.5 * log_t**2 / n
 
     result = minimize_scalar(
         loss, bounds=LOG_TEMPERATURE_BOUNDS, method="bounded", options={"xatol": 1e-6}
     )
-    return float(np.exp(result.x)), float(path_nll(logits, y, np.exp(result.x), weight))
+    temperature = float(np.exp(result.x))
+    return temperature, float(path_nll(logits, y, temperature, weight))
 
 
-def effective_size(y, weight):
+def effective_size(y: Tensor, weight: Tensor | None = None) -> float:
     """Return the number of rows, or Kish's effective number of weighted rows."""
     return len(y) if weight is None else float(weight.sum() ** 2 / weight.square().sum())

@@ -131,10 +131,10 @@ def calibration_split(y, fraction, seed):
     return train, held
 
 
-def random_rows(labelled, n_rows, seed, *, shuffle=False):
-    """Return at most `n_rows` rows, drawn at random: data are often sorted by class.
+def random_rows(n, n_rows, seed, *, shuffle=False):
+    """Return the numbers of at most `n_rows` of n rows, at random: data are often sorted by class.
 
-    They keep their order, unless with `shuffle` the first of them are to be a fair sample too.
+    They are in order, unless with `shuffle` the first of them are to be a fair sample too.
     """
-    rows = np.random.default_rng(seed).permutation(len(labelled))[:n_rows]
-    return labelled.take(rows if shuffle else np.sort(rows))
+    rows = np.random.default_rng(seed).permutation(n)[:n_rows]
+    return rows if shuffle else np.sort(rows)

@@ -8,12 +8,15 @@ heads' variances.
 """
 
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import nn
 
+from sklearn_diffuq._backbones.context import mean_over_tokens
 from sklearn_diffuq._path.covariance import StateCovariance, principal_factors
-from sklearn_diffuq._path.distance import GaussianProcessVariance, standardisation
+from sklearn_diffuq._path.distance import GaussianProcessVariance, StateDistance, standardisation
+from sklearn_diffuq._state import State
 from sklearn_diffuq.exceptions import BackboneError
 
 N_INDUCING_KEYS = 128  # of each head
@@ -61,7 +64,7 @@ class AttentionReading:
         raise BackboneError(
             f"covariance='attention' cannot read the attention of a {type(block).__name__}: it "
             "needs linear layers for queries, keys and values of equal width and one for the "
-            "output, as in BERT and ViT. Use covariance='gp', 'residual' or 'constant'."
+            "output, as in BERT and ViT. Use covariance='gp' or 'constant'."
         )
 
     def _widths_fit(self):
@@ -104,8 +107,7 @@ class AttentionReading:
                 return norm
         raise BackboneError(
             f"covariance='attention' cannot tell what a {type(self.block).__name__} does before "
-            "its attention: neither nothing nor a LayerNorm. Use covariance='gp', 'residual' or "
-            "'constant'."
+            "its attention: neither nothing nor a LayerNorm. Use covariance='gp' or 'constant'."
         )
 
 
@@ -148,13 +150,15 @@ class AttentionVariance(nn.Module):
         Conditioned on keys.
     """
 
+    kind: ClassVar[str] = "attention"
+
     def __init__(self, query_weight, query_bias, norm_weight, norm_bias, norm_eps, heads):
         super().__init__()
         self.register_buffer("query_weight", query_weight)
         self.register_buffer("query_bias", query_bias)
         self.register_buffer("norm_weight", norm_weight)
         self.register_buffer("norm_bias", norm_bias)
-        self.register_buffer("norm_eps", torch.tensor(float(norm_eps), dtype=torch.float64))
+        self.register_buffer("norm_eps", torch.as_tensor(norm_eps, dtype=torch.float64))
         self.heads = nn.ModuleList(heads)
 
     def normalised(self, h):
@@ -172,9 +176,20 @@ class AttentionVariance(nn.Module):
         rho = torch.stack(
             [p.rho(q[:, :, i].flatten(0, 1)).reshape(n, t) for i, p in enumerate(self.heads)]
         ).mean(0)
-        if mask is None:
-            return rho.mean(1)
-        return (rho * mask).sum(1) / mask.sum(1).clamp_min(1)
+        return mean_over_tokens(rho, mask)
+
+    def to_state(self) -> State:
+        """Return the query, the norm before it, and the process of each head."""
+        return State({}, self.state_dict())
+
+    @classmethod
+    def from_state(cls, state: State) -> "AttentionVariance":
+        """Build the variance that `to_state` described."""
+        heads = state.part("heads")
+        n_heads = len({name.split(".")[0] for name in heads.tensors})
+        names = ("query_weight", "query_bias", "norm_weight", "norm_bias", "norm_eps")
+        processes = [GaussianProcessVariance.from_state(heads.part(str(i))) for i in range(n_heads)]
+        return cls(*(state.tensors.get(name) for name in names), processes)
 
 
 class _BlockAttention:
@@ -191,9 +206,8 @@ class _BlockAttention:
         x = h if self.norm is None else self.norm(h)
         _, key, value = (nn.functional.linear(x, w, b) for w, b in self.reading.matrices())
         real = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device) if mask is None else mask
-        weight = real[..., None] / real.sum(1).clamp_min(1)[:, None, None]
         self.keys.append(key[real])
-        self.pooled.append((value * weight).sum(1))
+        self.pooled.append(mean_over_tokens(value, mask))
         self.tokens.append(value[real])
 
     def covariances(self):
@@ -223,7 +237,7 @@ class _BlockAttention:
             None if norm is None else _detached(norm.weight),
             None if norm is None else _detached(norm.bias),
             0.0 if norm is None else norm.eps,
-            [GaussianProcessVariance(keys[:, i].cpu()) for i in range(self.reading.n_heads)],
+            [GaussianProcessVariance.given(keys[:, i].cpu()) for i in range(self.reading.n_heads)],
         )
 
 
@@ -257,18 +271,18 @@ def attention_covariance(backbone, batches, intervals, noise_rank, generator):
     starts = sorted({start for start, _ in intervals})
     for batch in batches[:half]:
         h, context = backbone.embed(batch)
+        states = backbone.states(h, context)
         for k, part in enumerate(parts):
-            part.observe(partial(backbone.block, k, h, context), h, context.mask)
-            h = backbone.block(k, h, context)
+            run = partial(backbone.block, k, states[k], context)
+            part.observe(run, states[k], context.mask)
     device = parts[0].keys[0].device
     processes = {k: parts[k].variance(generator).to(device) for k in starts}
     seen = {k: [] for k in starts}
     for batch in batches[half:] or batches:
         h, context = backbone.embed(batch)
-        for k in range(backbone.n_blocks):
-            if k in seen:
-                seen[k].append(processes[k](h, context.mask))
-            h = backbone.block(k, h, context)
+        states = backbone.states(h, context)
+        for k in starts:
+            seen[k].append(processes[k](states[k], context.mask))
     pooled, tokens = zip(*(part.covariances() for part in parts), strict=True)
     shared = torch.stack([sum(pooled[start:stop]) for start, stop in intervals])
     token = torch.stack([sum(tokens[start:stop]).diagonal() for start, stop in intervals])
@@ -276,6 +290,5 @@ def attention_covariance(backbone, batches, intervals, noise_rank, generator):
         intervals,
         principal_factors(shared, noise_rank),
         token.float(),
-        processes,
-        {k: standardisation(torch.cat(values)) for k, values in seen.items()},
+        {k: StateDistance(processes[k], standardisation(torch.cat(seen[k]))) for k in starts},
     )

@@ -1,31 +1,35 @@
-"""Stage 2: the covariance of the path, and the one pass over the data that estimates it.
+"""The covariance of the path.
 
 ``Sigma_s(h) = v_s(h) (a^2 U_s U_s^T, shared by the tokens + delta^2 D_s, independent)`` with
-``v_s(h) = exp(2 b z(rho_s))``. The directions ``U_s`` and the channel variances ``D_s`` come from
-the increments of the frozen blocks, so that the scales ``a`` and ``delta`` are in units of what a
-step changes; ``rho_s`` is the posterior variance of a Gaussian process at the state that the step
-starts from, large away from the training data, and ``z`` standardises it.
+``v_s(h) = exp(2 b z(rho_s))`` (eq. 1.1 of the user guide). The directions ``U_s`` and the channel
+variances ``D_s`` come from the increments of the frozen blocks, so that the scales ``a`` and
+``delta`` are in units of what a step changes.
 """
 
-import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sklearn_diffuq._path.distance import GaussianProcessVariance, standardisation
-from sklearn_diffuq._path.time_grid import steps_of
+from sklearn_diffuq._path.distance import (
+    GaussianProcessVariance,
+    StateDistance,
+    StateProcess,
+    standardisation,
+)
+from sklearn_diffuq._path.statistics import PathStatistics
+from sklearn_diffuq._path.time_grid import Interval
+from sklearn_diffuq._state import State
 
 N_INDUCING = 512  # states that the Gaussian process of a step is conditioned on
-_RESOLUTION = 4096  # steps per unit of standardised distance
-_FAR = 8.0  # standardised distance beyond which states count as equally far
 
 
 @dataclass(frozen=True)
 class NoiseScales:
     """Standard deviations of the path noise, in units of the covariance that they scale.
 
-    Those are the steps' increments, or what replaces them: see `StateCovariance.replace`.
+    Those are the steps' increments, or what the unified transition has learned in their place.
 
     Attributes
     ----------
@@ -34,8 +38,8 @@ class NoiseScales:
     token : float
         Scale ``delta`` of the noise independent per token.
     distance : float
-        Exponent ``b`` with which all that blurs grows away from the training data: the standard
-        deviation of the noise, and the temperature.
+        Exponent ``b`` with which the standard deviation of the noise and the temperature grow away
+        from the training data.
     """
 
     shared: float = 0.0
@@ -43,13 +47,16 @@ class NoiseScales:
     distance: float = 0.0
 
     @property
-    def any_noise(self):
+    def any_noise(self) -> bool:
         """Whether the path is anything but its mean."""
         return self.shared > 0 or self.token > 0
 
 
+NO_NOISE = NoiseScales()
+
+
 class StateCovariance(nn.Module):
-    """Covariance of every step of the path as a function of the state.
+    """Covariance of every step of the path as a function of the state, for unit scales.
 
     Parameters
     ----------
@@ -59,76 +66,83 @@ class StateCovariance(nn.Module):
         Token-shared directions ``U_s``.
     token_variances : Tensor of shape (n_intervals, d)
         Channel variances ``D_s``.
-    processes : dict from int to nn.Module
-        For the states before a block, a module that maps ``(h, mask)`` to rho.
-    ordinary : dict from int to Tensor of shape (2,)
-        Mean and standard deviation of rho on training states that the process does not know.
-    scales : NoiseScales
+    distances : dict from int to StateDistance
+        Of the states before a block.
+
+    Attributes
+    ----------
+    blocks : tuple of int
+        The blocks before which the distance of a state is known.
     """
 
-    def __init__(self, intervals, factors, token_variances, processes, ordinary, scales=None):
+    factors: Tensor
+    token_variances: Tensor
+
+    def __init__(
+        self,
+        intervals: Sequence[Interval],
+        factors: Tensor,
+        token_variances: Tensor,
+        distances: Mapping[int, StateDistance],
+    ) -> None:
         super().__init__()
-        self.intervals = tuple(map(tuple, intervals))
-        self.entries = tuple(range(len(self.intervals)))
+        self.intervals = tuple((int(start), int(stop)) for start, stop in intervals)
+        self.blocks = tuple(distances)
         self.register_buffer("factors", factors.contiguous())
         self.register_buffer("token_variances", token_variances)
-        self.processes = nn.ModuleDict({str(block): p for block, p in processes.items()})
-        for block, moments in ordinary.items():
-            self.register_buffer(f"ordinary_{block}", moments)
-        self.scales = NoiseScales() if scales is None else scales
+        self.distances = nn.ModuleList(distances.values())
 
-    def on(self, grid):
-        """Return this covariance on a time grid; the rest is shared."""
-        other = self.replace()
-        other.entries = tuple(self.intervals.index(step) for step in steps_of(grid))
-        return other
+    def with_token_variances(self, token_variances: Tensor) -> "StateCovariance":
+        """Return this covariance with other channel variances; the rest is shared."""
+        distances = dict(zip(self.blocks, self.distances, strict=True))
+        return StateCovariance(self.intervals, self.factors, token_variances, distances)
 
-    def replace(self, scales=None, factors=None, token_variances=None):
-        """Return this covariance with other scales or noise; the rest is shared."""
-        other = copy.copy(self)
-        other._buffers = dict(self._buffers)
-        other.scales = self.scales if scales is None else scales
-        if factors is not None:
-            other.factors = factors.contiguous()
-        if token_variances is not None:
-            other.token_variances = token_variances
-        return other
-
-    def factor(self, step):
+    def factor(self, interval: Interval) -> Tensor:
         """Return the directions of a step, (d, r)."""
-        return self.factors[self.entries[step]]
+        return self.factors[self.intervals.index(interval)]
 
-    def token_variance(self, step):
+    def token_variance(self, interval: Interval) -> Tensor:
         """Return the channel variances of a step, (d,)."""
-        return self.token_variances[self.entries[step]]
+        return self.token_variances[self.intervals.index(interval)]
 
-    @torch.no_grad()  # rounding has no gradient anyway
-    def distance(self, h, block, mask=None):
-        """Return ``z(rho)`` of the state `h` (n, t, d) before `block`, (n,); None if unknown."""
-        if str(block) not in self.processes:
-            return None
-        mean, std = getattr(self, f"ordinary_{block}")
-        z = (self.processes[str(block)](h, mask) - mean) / std
-        # The last bits of a matrix product depend on a row's place in the batch; z must not.
-        return (torch.round(z * _RESOLUTION) / _RESOLUTION).clamp(-_FAR, _FAR).to(h.dtype)
+    def distance(self, h: Tensor, block: int, mask: Tensor | None = None) -> Tensor:
+        """Return ``z(rho)`` (n,) of the states `h` (n, t, d) before `block`, one of `blocks`."""
+        distance: Tensor = self.distances[self.blocks.index(block)](h, mask)
+        return distance
 
-    def growth(self, distance):
-        """Return ``v``, the factor of the variance at standardised distances."""
-        return torch.exp(2 * self.scales.distance * distance)
+    def to_state(self) -> State:
+        """Return the steps, the covariance of each, and the distances."""
+        parts = {str(i): d.process.to_state() for i, d in enumerate(self.distances)}
+        tensors = {"factors": self.factors, "token_variances": self.token_variances}
+        tensors |= {f"ordinary.{i}": d.ordinary for i, d in enumerate(self.distances)}
+        config = {
+            "intervals": [list(interval) for interval in self.intervals],
+            "blocks": list(self.blocks),
+            "process": self.distances[0].process.kind,
+        }
+        return State(config, tensors).with_parts(processes=State({}).with_parts(**parts))
 
-    def forward(self, v, step):
-        """Return shared variance (n,) and token variance (n, 1, d) where the growth is `v` (n,)."""
-        token = (self.scales.token**2 * v)[:, None, None] * self.token_variance(step)
-        return self.scales.shared**2 * v, token
+    @classmethod
+    def from_state(
+        cls, state: State, process_of: Callable[[State], StateProcess]
+    ) -> "StateCovariance":
+        """Build the covariance that `to_state` described, with its kind of process."""
+        config, tensors, processes = state.config, state.tensors, state.part("processes")
+        distances = {
+            block: StateDistance(process_of(processes.part(str(i))), tensors[f"ordinary.{i}"])
+            for i, block in enumerate(config["blocks"])
+        }
+        return cls(config["intervals"], tensors["factors"], tensors["token_variances"], distances)
 
 
-def principal_factors(second_moments, rank):
-    """Return the `rank` leading principal directions, times their standard deviations.
+def principal_factors(second_moments: Tensor, rank: int) -> Tensor:
+    """Return the leading principal directions, times the standard deviations along them.
 
     Parameters
     ----------
     second_moments : Tensor of shape (n, d, d)
     rank : int
+        Number of directions.
 
     Returns
     -------
@@ -140,12 +154,14 @@ def principal_factors(second_moments, rank):
     return (vectors * values.sqrt()[:, None]).float()
 
 
-def fit_covariance(statistics, noise_rank, generator):
-    """Build the `StateCovariance` of the frozen path, with all scales at zero.
+def fit_covariance(
+    statistics: PathStatistics, noise_rank: int, generator: torch.Generator
+) -> StateCovariance:
+    """Build the `StateCovariance` of a path.
 
     ``U_s`` holds the `noise_rank` leading principal directions of the pooled increment, ``D_s``
     the channel variances of the increment. Half of the described states condition the processes,
-    the other half tell what is ordinary.
+    the other half says what is ordinary.
 
     Parameters
     ----------
@@ -162,11 +178,9 @@ def fit_covariance(statistics, noise_rank, generator):
     n = len(next(iter(statistics.states.values())))
     order = torch.randperm(n, generator=generator)
     inducing, ordinary = order[: min(N_INDUCING, (n + 1) // 2)], order[(n + 1) // 2 :]
-    processes, moments = {}, {}
+    distances = {}
     for block, states in statistics.states.items():
-        processes[block] = GaussianProcessVariance(states[inducing])
-        rho = processes[block].rho(states[ordinary if len(ordinary) else inducing])
-        moments[block] = standardisation(rho)
-    return StateCovariance(
-        statistics.intervals, factors, statistics.token_variance, processes, moments
-    )
+        process = GaussianProcessVariance.given(states[inducing])
+        rho = process.rho(states[ordinary if len(ordinary) else inducing])
+        distances[block] = StateDistance(process, standardisation(rho))
+    return StateCovariance(statistics.intervals, factors, statistics.token_variance, distances)

@@ -1,64 +1,145 @@
-"""Distance of a state to the training states: the posterior variance of a Gaussian process."""
+"""Distance of a state to the training states, and what grows with it.
+
+The distance is the standardised posterior variance of a Gaussian process: ordinary on data like the
+training data, large away from it.
+"""
+
+from typing import ClassVar, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from sklearn_diffuq._backbones.context import mean_over_tokens
+from sklearn_diffuq._state import State
+
+NEIGHBOUR = 10  # the length scale is the median distance of a state to this neighbour
+PROCESS_NOISE = 0.1  # noise variance of the Gaussian processes
+_RESOLUTION = 4096  # steps per unit of standardised distance
+_FAR = 8.0  # standardised distance beyond which states count as equally far
 
 
-def describe(h, mask=None):
-    """Return the description of a state on which distances are measured, (n, 3d).
+def describe(h: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the features of a state on which distances are measured, (n, 3d).
 
     First token, mean and standard deviation over the real tokens, each of unit length.
     """
-    if mask is None:
-        mean = h.mean(1)
-        std = (h - mean[:, None]).square().mean(1).sqrt()  # many times faster than Tensor.std
-    else:
-        weight = mask[..., None] / mask.sum(1).clamp_min(1)[:, None, None]
-        mean = (h * weight).sum(1)
-        std = ((h - mean[:, None]).square() * weight).sum(1).sqrt()
+    mean = mean_over_tokens(h, mask)
+    # many times faster than Tensor.std
+    std = mean_over_tokens((h - mean[:, None]).square(), mask).sqrt()
     return torch.cat([nn.functional.normalize(x, dim=1) for x in (h[:, 0], mean, std)], 1)
+
+
+def widening(exponent: float | Tensor, distance: Tensor) -> Tensor:
+    """Return ``exp(exponent * distance)``: how much wider than at an ordinary distance, 0.
+
+    The factor of a temperature, or of a standard deviation; with twice the exponent, that of a
+    variance.
+    """
+    return torch.exp(exponent * distance)
+
+
+class StateProcess(Protocol):
+    """A module that maps states to the posterior variance of a Gaussian process."""
+
+    kind: ClassVar[str]
+
+    def __call__(self, h: Tensor, mask: Tensor | None = None) -> Tensor: ...
+
+    def to_state(self) -> State: ...
 
 
 class GaussianProcessVariance(nn.Module):
     """Posterior variance of a Gaussian process with a local kernel, given training states.
 
     ``rho(x) = 1 - k(x, Z) (K_ZZ + noise I)^{-1} k(Z, x)`` with the Matern-1/2 kernel
-    ``exp(-||x - z|| / length)``.
+    ``exp(-||x - z|| / length)`` (eq. 1.2 of the user guide).
 
     Parameters
     ----------
-    states : Tensor of shape (m, p)
+    states : Tensor of shape (m, p), float64
         Inducing states Z.
-    neighbours : int, default=10
-        The length scale is the median distance of a state to its neighbour of this order.
-    noise : float, default=0.1
-        Noise variance of the process.
+    length : Tensor of shape ()
+        Length scale of the kernel.
+    precision : Tensor of shape (m, m), float64
+        Inverse of the kernel matrix of Z with noise.
     """
 
-    def __init__(self, states, neighbours=10, noise=0.1):
+    kind: ClassVar[str] = "states"
+    states: Tensor
+    length: Tensor
+    precision: Tensor
+
+    def __init__(self, states: Tensor, length: Tensor, precision: Tensor) -> None:
         super().__init__()
-        states = states.double()
-        distances = torch.cdist(states, states)
-        order = min(neighbours, len(states) - 1)
-        length = distances.kthvalue(order + 1, dim=1).values.median().clamp_min(1e-6)
-        kernel = torch.exp(-distances / length)
-        kernel.diagonal().add_(noise)
         self.register_buffer("states", states)
         self.register_buffer("length", length)
         # laid out as a file keeps it: products with a transposed matrix differ in their last bits
-        self.register_buffer("precision", torch.linalg.inv(kernel).contiguous())
+        self.register_buffer("precision", precision.contiguous())
 
-    def rho(self, x):
+    @classmethod
+    def given(
+        cls, states: Tensor, neighbour: int = NEIGHBOUR, noise: float = PROCESS_NOISE
+    ) -> "GaussianProcessVariance":
+        """Condition the process on states (m, p).
+
+        The length scale is the median distance of a state to its neighbour of the given order.
+        """
+        states = states.double()
+        distances = torch.cdist(states, states)
+        order = min(neighbour, len(states) - 1)
+        length = distances.kthvalue(order + 1, dim=1).values.median().clamp_min(1e-6)
+        kernel = torch.exp(-distances / length)
+        kernel.diagonal().add_(noise)
+        return cls(states, length, torch.linalg.inv(kernel))
+
+    def rho(self, x: Tensor) -> Tensor:
         """Return the posterior variance at points `x` (n, p), in [0, 1], float64."""
         x = x.double()
         k = torch.cdist(x, self.states).div_(-self.length).exp_()
         return (1 - ((k @ self.precision) * k).sum(1)).clamp(0, 1)
 
-    def forward(self, h, mask=None):
-        """Return the posterior variance (n,) at the descriptions of the states `h` (n, t, d)."""
+    def forward(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the posterior variance (n,) of the states `h` (n, t, d)."""
         return self.rho(describe(h, mask))
 
+    def to_state(self) -> State:
+        """Return states, length scale and precision."""
+        return State({}, self.state_dict())
 
-def standardisation(rho):
+    @classmethod
+    def from_state(cls, state: State) -> "GaussianProcessVariance":
+        """Build the process that `to_state` described."""
+        return cls(**state.tensors)
+
+
+class StateDistance(nn.Module):
+    """Standardised distance of the states before one block to the training states there.
+
+    Parameters
+    ----------
+    process : StateProcess
+        Its posterior variance rho is standardised.
+    ordinary : Tensor of shape (2,)
+        Mean and standard deviation of rho on training states that the process does not know; see
+        `standardisation`.
+    """
+
+    ordinary: Tensor
+
+    def __init__(self, process: StateProcess, ordinary: Tensor) -> None:
+        super().__init__()
+        self.process = process
+        self.register_buffer("ordinary", ordinary)
+
+    @torch.no_grad()  # rounding has no gradient anyway
+    def forward(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return ``z(rho)`` of the states `h` (n, t, d), shape (n,)."""
+        mean, std = self.ordinary
+        z = (self.process(h, mask) - mean) / std
+        # The last bits of a matrix product depend on a row's place in the batch; z must not.
+        return (torch.round(z * _RESOLUTION) / _RESOLUTION).clamp(-_FAR, _FAR).to(h.dtype)
+
+
+def standardisation(rho: Tensor) -> Tensor:
     """Return mean and standard deviation of `rho` (n,), shape (2,)."""
     return torch.stack([rho.mean(), rho.std(correction=0).clamp_min(1e-3)])

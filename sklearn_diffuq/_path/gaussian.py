@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class GaussianTransition:
-    """The Gaussian law of the next state of every token of a batch.
+    """The Gaussian law of the next state of every token of a batch (eq. 1.1 of the user guide).
 
     ``mean + sqrt(shared_variance) U z + sqrt(token_variance) * eps`` with one ``z`` per example,
     shared by its tokens, and an independent ``eps`` per token and channel. Padding tokens carry
@@ -22,10 +23,6 @@ class GaussianTransition:
     token_variance : Tensor of shape (n, 1, d)
     mask : Tensor of shape (n, t) or None
         True for real tokens; None when all are.
-    distance : Tensor of shape (n, m) or None
-        Standardised distances to the training data of the judged states (see `GaussianPath`) that
-        this step is the first to see: the one it starts from, and with the last step also the one
-        it ends in. None where there are none, or nothing depends on them.
     """
 
     mean: Tensor
@@ -33,9 +30,8 @@ class GaussianTransition:
     shared_variance: Tensor
     token_variance: Tensor
     mask: Tensor | None = None
-    distance: Tensor | None = None
 
-    def sample(self, z, eps):
+    def sample(self, z: Tensor, eps: Tensor) -> Tensor:
         """Draw the next state (n, t, d) from standard normals.
 
         Parameters
@@ -49,13 +45,28 @@ class GaussianTransition:
             noise = noise * self.mask[..., None]
         return self.mean + noise
 
-    def mean_variance(self):
+    def mean_variance(self) -> Tensor:
         """Return the variance of each example, averaged over real tokens and channels, (n,)."""
         per_channel = self.factor.square().sum(1).mean()
         return self.shared_variance * per_channel + self.token_variance.mean((1, 2))
 
+    def tile(self, k: int) -> "GaussianTransition":
+        """Return the law of the same examples for k paths each, path by path."""
+        return GaussianTransition(
+            tile(self.mean, k),
+            self.factor,
+            tile(self.shared_variance, k),
+            tile(self.token_variance, k),
+            None if self.mask is None else tile(self.mask, k),
+        )
 
-def gaussian_kl(mean_q, variance_q, mean_p, variance_p):
+
+def tile(x: Tensor, k: int) -> Tensor:
+    """Repeat the examples (n, ...) path by path, to (k * n, ...)."""
+    return x.repeat(k, *[1] * (x.ndim - 1))
+
+
+def gaussian_kl(mean_q: Tensor, variance_q: Tensor, mean_p: Tensor, variance_p: Tensor) -> Tensor:
     """Return ``KL(N(mean_q, variance_q) || N(mean_p, variance_p))`` per element, in nats."""
     ratio = variance_q / variance_p
-    return 0.5 * (ratio - 1 - ratio.log() + (mean_q - mean_p).square() / variance_p)
+    return 0.5 * (ratio - 1 - torch.log(ratio) + (mean_q - mean_p).square() / variance_p)

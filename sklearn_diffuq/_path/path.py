@@ -1,115 +1,119 @@
-"""Stage 2: the probability path, a chain of Gaussian transitions through the depth of a model.
+"""The probability path: a chain of Gaussian transitions through the depth of a model.
 
 Time runs over the blocks of the wrapped model, ``0 = l_0 < l_1 < .. < l_S = L``. One step is
-``h_{s+1} ~ N(F_s(h_s), Sigma_s(h_s))``; `GaussianTransition` is that law for one batch,
-`GaussianPath` makes it from a mean function and a covariance.
+``h_{s+1} ~ N(F_s(h_s), Sigma_s(h_s))`` (eq. 1.1 of the user guide).
 """
 
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sklearn_diffuq._backbones.context import Context
+from sklearn_diffuq._path.covariance import NO_NOISE, NoiseScales, StateCovariance
+from sklearn_diffuq._path.distance import widening
 from sklearn_diffuq._path.gaussian import GaussianTransition
+from sklearn_diffuq._path.mean import Mean
+from sklearn_diffuq._path.time_grid import Grid, Interval, steps_of
 
 
-class Mean(Protocol):
-    """A transition mean: the frozen blocks, or the unified network."""
-
-    n_steps: int
-    grid: tuple
-
-    def __call__(self, h: Tensor, step: int, context) -> Tensor: ...
-
-
-class BlockwiseMean:
-    """The frozen mean ``F_s``: blocks ``l_s .. l_{s+1} - 1`` of the wrapped model.
-
-    Parameters
-    ----------
-    backbone : Backbone
-    grid : tuple of int, length ``n_steps + 1``
-    """
-
-    def __init__(self, backbone, grid):
-        self.backbone = backbone
-        self.grid = grid
-        self.n_steps = len(grid) - 1
-
-    def on(self, grid):
-        """Return the same blocks on another time grid."""
-        return BlockwiseMean(self.backbone, grid)
-
-    def __call__(self, h, step, context):
-        for block in range(self.grid[step], self.grid[step + 1]):
-            h = self.backbone.block(block, h, context)
-        return h
-
-
+@dataclass(frozen=True)
 class GaussianPath:
-    """A chain of Gaussian transitions: any `Mean` with a covariance around it.
-
-    Parameters
-    ----------
-    mean : Mean
-    covariance : StateCovariance or None
-        None is the deterministic path: every covariance is zero.
+    """A mean with a covariance around it, followed on a time grid.
 
     Attributes
     ----------
-    judged : list of int
-        Times whose states tell how far a row is from the training data. What changes the embedding
-        need not change what the model makes of it: it counts only where no other state is known.
+    mean : Mean
+    covariance : StateCovariance
+    grid : tuple of int, length ``n_steps + 1``
+    scales : NoiseScales
+        Of the noise; all zero is the deterministic path.
     """
 
-    def __init__(self, mean, covariance=None):
-        self.mean = mean
-        self.covariance = covariance
-        self.n_steps = mean.n_steps
-        known = [] if covariance is None else covariance.processes
-        times = [t for t, block in enumerate(mean.grid) if str(block) in known]
-        self.judged = times[1:] or times
+    mean: Mean
+    covariance: StateCovariance
+    grid: Grid
+    scales: NoiseScales = NO_NOISE
 
-    def to(self, device):
+    @property
+    def n_steps(self) -> int:
+        """Number of steps."""
+        return len(self.grid) - 1
+
+    @property
+    def steps(self) -> tuple[Interval, ...]:
+        """The steps as (first block, block after the last)."""
+        return steps_of(self.grid)
+
+    @property
+    def scored_times(self) -> list[int]:
+        """Times whose states say how far a row is from the training data.
+
+        What changes the embedding need not change what the model makes of it: it counts only where
+        no other state is known.
+        """
+        known = self.covariance.blocks
+        times = [time for time, block in enumerate(self.grid) if block in known]
+        return times[1:] or times
+
+    def on(self, grid: Grid) -> "GaussianPath":
+        """Return the same path on another time grid that its parts know."""
+        return replace(self, grid=grid)
+
+    def with_scales(self, scales: NoiseScales) -> "GaussianPath":
+        """Return the same path with other noise."""
+        return replace(self, scales=scales)
+
+    def to(self, device: torch.device) -> "GaussianPath":
         """Move what belongs to the path, not the wrapped model, to `device`; return the path."""
         for part in (self.mean, self.covariance):
-            if isinstance(part, torch.nn.Module):
+            if isinstance(part, nn.Module):
                 part.to(device)
         return self
 
-    def on(self, grid):
-        """Return the same path on another time grid that its parts know."""
-        return GaussianPath(self.mean.on(grid), self.covariance.on(grid))
+    def distance(self, h: Tensor, time: int, context: Context) -> Tensor | None:
+        """Return the distance (n,) of the states at a time, None where it is not known."""
+        block = self.grid[time]
+        if block not in self.covariance.blocks:
+            return None
+        return self.covariance.distance(h, block, context.mask)
 
-    def with_scales(self, scales):
-        """Return the same path with other `NoiseScales`."""
-        return GaussianPath(self.mean, self.covariance.replace(scales=scales))
+    def observe(self, h: Tensor, time: int, context: Context) -> Tensor | None:
+        """Return the distance (n,) of the states at a time if anything depends on it."""
+        widens_noise = self.scales.any_noise and time < self.n_steps
+        if self.scales.distance > 0 and (widens_noise or time in self.scored_times):
+            return self.distance(h, time, context)
+        return None
 
-    def distance(self, h, time, context):
-        """Return the distance (n,) to the training data of the states `h` at a time, or None."""
-        return self.covariance.distance(h, self.mean.grid[time], context.mask)
+    def mean_distance(self, distances: Sequence[Tensor | None]) -> Tensor | None:
+        """Return the mean over the scored times of distances, one for each time; None without."""
+        scored = [d for d in (distances[time] for time in self.scored_times) if d is not None]
+        return torch.stack(scored, -1).mean(-1) if scored else None
 
-    def mean_distance(self, distances):
-        """Return the mean (n,) over the judged ones among the distances (n,) at all times."""
-        return torch.stack([distances[t] for t in self.judged], 1).mean(1)
+    def __call__(
+        self, h: Tensor, step: int, context: Context, distance: Tensor | None
+    ) -> GaussianTransition:
+        """Return the law of the state after a step.
 
-    def __call__(self, h, step, context):
-        """Return the `GaussianTransition` from state `h` (n, t, d) at time `step`."""
-        mean = self.mean(h, step, context)
-        zero = torch.zeros(len(h), device=h.device)
-        if self.covariance is None:
-            factor = h.new_zeros(h.shape[-1], 1)
-            return GaussianTransition(mean, factor, zero, zero[:, None, None], context.mask)
-        scales, start, seen = self.covariance.scales, None, []
-        if scales.distance > 0:
-            if step in self.judged or scales.any_noise:
-                start = self.distance(h, step, context)
-            if step in self.judged:
-                seen.append(start)
-            if step == self.n_steps - 1 and self.n_steps in self.judged:
-                seen.append(self.distance(mean, self.n_steps, context))
-        v = zero + 1 if start is None else self.covariance.growth(start)
-        shared, token = self.covariance(v, step)
-        factor = self.covariance.factor(step)
-        distance = torch.stack(seen, 1) if seen else None
-        return GaussianTransition(mean, factor, shared, token, context.mask, distance)
+        Parameters
+        ----------
+        h : Tensor of shape (n, t, d)
+        step : int
+        context : Context
+        distance : Tensor of shape (n,) or None
+            What `observe` returned for `h`.
+        """
+        interval, scales = self.steps[step], self.scales
+        mean = self.mean(h, interval, context)
+        variance = torch.ones(len(h), device=h.device)
+        if distance is not None:
+            variance = widening(2 * scales.distance, distance)
+        token = (scales.token**2 * variance)[:, None, None]
+        return GaussianTransition(
+            mean,
+            self.covariance.factor(interval),
+            scales.shared**2 * variance,
+            token * self.covariance.token_variance(interval),
+            context.mask,
+        )

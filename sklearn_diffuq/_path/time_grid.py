@@ -1,22 +1,16 @@
-"""The time grid of the path: which blocks a step stands for."""
+"""The time grid of the path: which blocks of the wrapped model a step stands for."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Integral
 
 import numpy as np
 
-
-def step_counts(n_steps, n_blocks):
-    """Return the numbers of steps that the parameter `n_steps` asks for, the first one first."""
-    if n_steps is None:
-        return (n_blocks,)
-    counts = n_steps if isinstance(n_steps, (tuple, list)) else (n_steps,)
-    if not counts or not all(isinstance(n, Integral) for n in counts):
-        raise ValueError(f"n_steps must be an int, a sequence of ints or None, got {n_steps!r}.")
-    return tuple(dict.fromkeys(int(n) for n in counts))
+Interval = tuple[int, int]  # first block of a step, and the block after its last
+Grid = tuple[int, ...]  # the blocks at which steps begin, and the number of blocks
 
 
-def time_grid(n_blocks, n_steps):
+def time_grid(n_blocks: int, n_steps: int) -> Grid:
     """Return the block indices ``0 = l_0 < .. < l_S = n_blocks`` of an even time grid.
 
     Parameters
@@ -44,6 +38,16 @@ def time_grid(n_blocks, n_steps):
     return tuple(int(i) for i in np.round(np.linspace(0, n_blocks, n_steps + 1)))
 
 
-def steps_of(grid):
+def steps_of(grid: Grid) -> tuple[Interval, ...]:
     """Return the steps of a time grid as a tuple of (first block, block after the last)."""
     return tuple(pairwise(grid))
+
+
+def step_counts(n_steps: int | Sequence[int] | None, n_blocks: int) -> tuple[int, ...]:
+    """Return the numbers of steps that the parameter `n_steps` asks for, the first one first."""
+    if n_steps is None:
+        return (n_blocks,)
+    counts = n_steps if isinstance(n_steps, (tuple, list)) else (n_steps,)
+    if not counts or not all(isinstance(n, Integral) for n in counts):
+        raise ValueError(f"n_steps must be an int, a sequence of ints or None, got {n_steps!r}.")
+    return tuple(dict.fromkeys(int(n) for n in counts))

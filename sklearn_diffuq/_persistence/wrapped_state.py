@@ -341,3 +341,7 @@ def _load_encoder(config, tensors):
             handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float64
         ).fit(rows)
     return encoder
+
+
+def upgrade_wrapped(state):
+    return state

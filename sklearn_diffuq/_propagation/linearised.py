@@ -1,33 +1,42 @@
-"""Stage 5: the first-order law of the logits at the end of the path, without drawing paths.
+"""The logits at the end of the path to first order: Gaussian, without drawing paths.
 
-`linearise` gives the exact law of a batch: one forward pass, and one backward pass per logit. It is
-what the noise scales are fitted on. `MomentTable` carries the laws of the held-out rows over to new
-rows, by the margins of their logits: a forward pass and a look-up.
+`linearise` gives the law of a batch by one forward pass, and one backward pass per logit. The noise
+scales are fitted on it.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from scipy.stats import norm, qmc
+from torch import Tensor
 
-from sklearn_diffuq._inputs.batching import chunks
+from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._backbones.context import Batch, Context
+from sklearn_diffuq._inputs.batching import map_rows
+from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+from sklearn_diffuq._path.distance import widening
+from sklearn_diffuq._path.path import GaussianPath
 
 MAX_LINEARISED = 10  # logits per row that are followed: the largest ones
 N_MOMENT_DRAWS = 64
 
+Scale = Tensor | float
+Perturb = Callable[[Tensor, Tensor | None], Tensor]  # (h, mask) -> changed h
 
-def moment_draws(n_logits, seed):
+
+def moment_draws(n_logits: int, seed: int) -> Tensor:
     """Return the standard normal draws that turn logit moments into probabilities, (K, k).
 
     They come in pairs, z and -z: with two classes the mean's class stays the more probable one.
     """
     points = qmc.Sobol(min(MAX_LINEARISED, n_logits), rng=seed).random(N_MOMENT_DRAWS // 2)
-    half = torch.as_tensor(norm.ppf(points.clip(1e-9, 1 - 1e-9)))
+    half = torch.as_tensor(norm.ppf(np.clip(points, 1e-9, 1 - 1e-9)))
     return torch.cat([half, -half])
 
 
-def draw_logits(logits, top, covariance, z):
+def draw_logits(logits: Tensor, top: Tensor, covariance: Tensor, z: Tensor) -> Tensor:
     """Draw logits (K, n, n_classes), normal around `logits`.
 
     Parameters
@@ -50,7 +59,7 @@ def draw_logits(logits, top, covariance, z):
 
 @dataclass(frozen=True)
 class LinearisedPath:
-    """First-order law of the logits at the end of the path.
+    """First-order law of the logits at the end of the path (eq. 5.1 of the user guide).
 
     Attributes
     ----------
@@ -64,38 +73,34 @@ class LinearisedPath:
     start : Tensor of shape (n, n_steps)
         Standardised distance to the training data of the state that each step starts from.
     distance : Tensor of shape (n,)
-        Mean over the judged states, see `GaussianPath`.
+        Mean over the scored times, see `GaussianPath`.
     """
 
-    logits: torch.Tensor
-    top: torch.Tensor
-    shared: torch.Tensor
-    token: torch.Tensor
-    start: torch.Tensor
-    distance: torch.Tensor
+    logits: Tensor
+    top: Tensor
+    shared: Tensor
+    token: Tensor
+    start: Tensor
+    distance: Tensor
 
-    @staticmethod
-    def concatenate(parts):
-        """Join the batches of a data set."""
-        names = LinearisedPath.__dataclass_fields__
-        return LinearisedPath(*(torch.cat([getattr(p, n).cpu() for p in parts]) for n in names))
-
-    def take(self, rows):
+    def take(self, rows: Tensor | slice) -> "LinearisedPath":
         """Return the law of the rows `rows`, a slice or indices."""
-        return LinearisedPath(*(getattr(self, n)[rows] for n in self.__dataclass_fields__))
+        return LinearisedPath(*(getattr(self, field.name)[rows] for field in fields(self)))
 
-    def covariance(self, shared, token, distance):
+    def covariance(self, shared: Scale, token: Scale, distance: Scale) -> Tensor:
         """Return the covariance of the followed logits under noise scales, (n, k, k)."""
-        v = torch.exp(2 * distance * self.start)[..., None, None]
+        v = widening(2 * distance, self.start)[..., None, None]
         return (v * (shared**2 * self.shared + token**2 * self.token)).sum(1)
 
-    def sample(self, shared, token, distance, z):
+    def sample(self, shared: Scale, token: Scale, distance: Scale, z: Tensor) -> Tensor:
         """Draw logits (K, n, n_classes) under noise scales, by standard normals `z` (K, k)."""
         covariance = self.covariance(shared, token, distance)
         return draw_logits(self.logits, self.top, covariance, z)
 
 
-def linearise(path, backbone, batch, perturb=None):
+def linearise(
+    path: GaussianPath, backbone: Backbone, batch: Batch, perturb: Perturb | None = None
+) -> LinearisedPath:
     """Return the `LinearisedPath` of a batch: one forward pass and one backward pass per logit.
 
     Parameters
@@ -107,49 +112,68 @@ def linearise(path, backbone, batch, perturb=None):
     perturb : callable, default=None
         ``perturb(h, mask)`` changes the embedding (n, t, d) first.
     """
-    covariance = path.covariance
     with torch.no_grad():
         h, context = backbone.embed(batch)
         h = h if perturb is None else perturb(h, context.mask)
     nudges, states = [], [h]
     with torch.enable_grad():
-        for step in range(path.n_steps):
-            mean = path.mean(h, step, context)
+        for interval in path.steps:
+            mean = path.mean(h, interval, context)
             nudges.append(torch.zeros_like(mean, requires_grad=True))
             h = mean + nudges[-1]
             states.append(h.detach())
         logits = backbone.readout(h, context)
         top = logits.detach().topk(min(MAX_LINEARISED, logits.shape[1])).indices
-        # Noise common to all logits changes nothing: where only some are followed, leave it out.
-        centre = logits.mean(1, keepdim=True) if top.shape[1] < logits.shape[1] else 0.0
-        followed = (logits - centre).gather(1, top).sum(0)
-        gradients = [torch.autograd.grad(f, nudges, retain_graph=True) for f in followed]
-    distances = [path.distance(state, time, context) for time, state in enumerate(states)]
+        gradients = _gradients(logits, top, nudges)
+    with torch.no_grad():
+        shared, token = _unit_covariances(path, gradients, context.mask)
+        start, distance = _distances(path, states, context)
+    return LinearisedPath(logits.detach().double(), top, shared, token, start, distance)
+
+
+def _gradients(logits: Tensor, top: Tensor, nudges: Sequence[Tensor]) -> list[Tensor]:
+    """Return the gradient (n, k, t, d) of the followed logits with respect to each nudge."""
+    # Noise common to all logits changes nothing: where only some are followed, leave it out.
+    if top.shape[1] < logits.shape[1]:
+        logits = logits - logits.mean(1, keepdim=True)
+    followed = logits.gather(1, top).sum(0)
+    of_logits = [torch.autograd.grad(f, nudges, retain_graph=True) for f in followed]
+    return [torch.stack(of_step, 1) for of_step in zip(*of_logits, strict=True)]
+
+
+def _unit_covariances(
+    path: GaussianPath, gradients: Sequence[Tensor], mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return the covariances (n, n_steps, k, k) that unit shared and token noise cause."""
     shared, token = [], []
-    for step in range(path.n_steps):
-        g = torch.stack([gradient[step] for gradient in gradients], 1)  # (n, k, t, d)
-        if context.mask is not None:
-            g = g * context.mask[:, None, :, None]
+    for interval, gradient in zip(path.steps, gradients, strict=True):
+        g = gradient if mask is None else gradient * mask[:, None, :, None]
         # Gram matrices in float64: in float32 they need not be positive semi-definite.
-        pushed = g.sum(2).double() @ covariance.factor(step).double()
+        pushed = g.sum(2).double() @ path.covariance.factor(interval).double()
         shared.append(pushed @ pushed.mT)
-        scaled = (g * covariance.token_variance(step).sqrt()).flatten(2).double()
+        scaled = (g * path.covariance.token_variance(interval).sqrt()).flatten(2).double()
         token.append(scaled @ scaled.mT)
-    return LinearisedPath(
-        logits.detach().double(),
-        top,
-        torch.stack(shared, 1),
-        torch.stack(token, 1),
-        torch.stack(distances[:-1], 1).double(),
-        path.mean_distance(distances).double(),
-    )
+    return torch.stack(shared, 1), torch.stack(token, 1)
 
 
-def linearise_all(path, backbone, inputs, device="cpu", perturb=None):
+def _distances(
+    path: GaussianPath, states: Sequence[Tensor], context: Context
+) -> tuple[Tensor, Tensor]:
+    """Return the distance at the start of each step (n, n_steps), and the mean one (n,)."""
+    distances = [path.distance(state, time, context) for time, state in enumerate(states)]
+    unknown = torch.zeros(len(states[0]), device=states[0].device)
+    start = [unknown if d is None else d for d in distances[:-1]]
+    mean = path.mean_distance(distances)
+    return torch.stack(start, 1).double(), (unknown if mean is None else mean).double()
+
+
+def linearise_all(
+    path: GaussianPath, backbone: Backbone, inputs: EncodedInputs, perturb: Perturb | None = None
+) -> LinearisedPath:
     """Return the `LinearisedPath` of all rows, on the CPU."""
-    parts, order = [], []
-    for rows, batch in chunks(inputs, device):
-        parts.append(linearise(path, backbone, batch, perturb).take(slice(len(rows))))
-        order.append(rows)
-    order = torch.as_tensor(np.concatenate(order))
-    return LinearisedPath.concatenate(parts).take(torch.argsort(order))
+
+    def of_batch(batch: Batch) -> tuple[Tensor, ...]:
+        law = linearise(path, backbone, batch, perturb)
+        return tuple(getattr(law, field.name) for field in fields(law))
+
+    return LinearisedPath(*map_rows(of_batch, inputs, backbone.device))

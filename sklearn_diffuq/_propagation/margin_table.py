@@ -1,10 +1,14 @@
-"""Covariances of new logits, looked up by their margins."""
+"""Covariances of the logits of new rows, looked up by their margins."""
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
-from sklearn_diffuq._propagation.linearised import draw_logits
+from sklearn_diffuq._path.covariance import NoiseScales
+from sklearn_diffuq._path.distance import widening
+from sklearn_diffuq._propagation.linearised import LinearisedPath, draw_logits
+from sklearn_diffuq._state import State
 
 N_NEIGHBOURS = 16  # held-out rows that a new row takes the mean of; the farthest only tells how far
 
@@ -25,17 +29,26 @@ class MomentTable:
         Of the logits, the largest first, where the distance to the training data is zero.
     """
 
-    margins: torch.Tensor
-    covariance: torch.Tensor
+    margins: Tensor
+    covariance: Tensor
 
-    @staticmethod
-    def of(law, scales):
+    @classmethod
+    def of(cls, law: LinearisedPath, scales: NoiseScales) -> "MomentTable":
         """Make the table of linearised held-out rows under `scales`."""
-        growth = torch.exp(2 * scales.distance * law.distance)[:, None, None]
+        growth = widening(2 * scales.distance, law.distance)[:, None, None]
         covariance = law.covariance(scales.shared, scales.token, scales.distance)
-        return MomentTable(_margins(law.logits, law.top), covariance / growth)
+        return cls(_margins(law.logits, law.top), covariance / growth)
 
-    def sample(self, logits, growth, z):
+    def to_state(self) -> State:
+        """Return margins and covariances."""
+        return State({}, {"margins": self.margins, "covariance": self.covariance})
+
+    @classmethod
+    def from_state(cls, state: State) -> "MomentTable":
+        """Build the table that `to_state` described."""
+        return cls(**state.tensors)
+
+    def sample(self, logits: Tensor, growth: Tensor, z: Tensor) -> Tensor:
         """Draw logits (K, n, n_classes) of new rows.
 
         Parameters
@@ -60,6 +73,6 @@ class MomentTable:
         return draw_logits(logits, top, covariance * growth.double()[:, None, None], z)
 
 
-def _margins(logits, top):
+def _margins(logits: Tensor, top: Tensor) -> Tensor:
     ordered = logits.gather(1, top)
     return ordered[:, 1:] - ordered[:, :1]

@@ -1,31 +1,20 @@
-"""Stage 5: push a batch through a Gaussian path.
+"""Following a Gaussian path from the embedding to the logits, by its mean or by sampled paths."""
 
-These functions take any callable ``(h, step, context) -> GaussianTransition`` with an attribute
-`n_steps`; they know no network and no estimator.
-"""
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from dataclasses import dataclass, replace
-
-import numpy as np
 import torch
+from torch import Tensor
 
-from sklearn_diffuq._inputs.batching import chunks
-
-
-def tile_batch(batch, k):
-    """Repeat every tensor of a batch (n, ...) path by path, to (k * n, ...)."""
-    return {name: value.repeat(k, *[1] * (value.ndim - 1)) for name, value in batch.items()}
-
-
-def _tile(transition, k):
-    """Repeat the law of n examples for k paths."""
-    n = len(transition.mean)
-
-    def repeat(x):
-        return x if x is None or len(x) != n else x.repeat(k, *[1] * (x.ndim - 1))
-
-    per_row = ("mean", "shared_variance", "token_variance", "mask", "distance")
-    return replace(transition, **{name: repeat(getattr(transition, name)) for name in per_row})
+from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._backbones.context import Batch, Context
+from sklearn_diffuq._inputs.batching import map_rows
+from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+from sklearn_diffuq._path.gaussian import GaussianTransition, tile
+from sklearn_diffuq._path.mean import Mean
+from sklearn_diffuq._path.path import GaussianPath
+from sklearn_diffuq._path.time_grid import Grid, steps_of
+from sklearn_diffuq._propagation.noise import PathNoise
 
 
 @dataclass(frozen=True)
@@ -34,44 +23,55 @@ class PathEnd:
 
     Attributes
     ----------
-    outcome : Tensor of shape (K * n, t, d) or (K, n, n_classes)
-        The last states, path by path; or the logits they give.
+    state : Tensor of shape (K * n, t, d)
+        The last states, path by path.
     variance : Tensor of shape (n, n_steps)
         Mean over paths, tokens and channels of the variance added by each step.
     distance : Tensor of shape (n,)
-        Standardised distance to the training data, mean over paths and judged states (see
+        Standardised distance to the training data, mean over paths and scored times (see
         `GaussianPath`); zero where the path does not depend on it.
     """
 
-    outcome: torch.Tensor
-    variance: torch.Tensor
-    distance: torch.Tensor
-
-    @staticmethod
-    def of(state, laws, n, n_paths=1):
-        """Collect what the `laws` of the steps say of `n` rows on `n_paths` paths each."""
-
-        def over_paths(x):
-            return x.unflatten(0, (n_paths, n)).mean(0)
-
-        variance = torch.stack([over_paths(law.mean_variance()) for law in laws], 1)
-        seen = [over_paths(law.distance) for law in laws if law.distance is not None]
-        distance = torch.cat(seen, 1).mean(1) if seen else variance.new_zeros(n)
-        return PathEnd(state, variance, distance)
-
-    def take(self, n):
-        """Return the first `n` rows, on the CPU; `outcome` holds logits."""
-        return PathEnd(self.outcome[:, :n].cpu(), self.variance[:n].cpu(), self.distance[:n].cpu())
+    state: Tensor
+    variance: Tensor
+    distance: Tensor
 
 
-def sample_paths(path, h, context, tiled_context, noise):
-    """Draw K paths from the state `h` and return where they end.
+@dataclass(frozen=True)
+class PathLogits:
+    """The logits at the end of paths.
+
+    Attributes
+    ----------
+    logits : Tensor of shape (K, n, n_classes)
+    variance, distance : Tensor
+        Those of `PathEnd`.
+    """
+
+    logits: Tensor
+    variance: Tensor
+    distance: Tensor
+
+
+Draw = Callable[[GaussianTransition, int], Tensor]  # (law, step) -> next state
+
+
+def follow_mean(path: GaussianPath, h: Tensor, context: Context) -> PathEnd:
+    """Follow the mean of the path from the embedding `h` (n, t, d)."""
+    distance = path.observe(h, 0, context)
+    law = path(h, 0, context, distance)
+    return _follow(path, law, distance, context, lambda law, step: law.mean)
+
+
+def follow_samples(
+    path: GaussianPath, h: Tensor, context: Context, tiled_context: Context, noise: PathNoise
+) -> PathEnd:
+    """Draw K paths from the embedding.
 
     Parameters
     ----------
-    path : callable (h, step, context) -> GaussianTransition, with attribute `n_steps`
+    path : GaussianPath
     h : Tensor of shape (n, t, d)
-        Embedding.
     context, tiled_context : Context
         Of the n rows, and of the same rows repeated for the K paths.
     noise : PathNoise
@@ -80,96 +80,108 @@ def sample_paths(path, h, context, tiled_context, noise):
     -------
     end : PathEnd
     """
-    n, t = h.shape[:2]
-    laws = []
+    (n, t), k = h.shape[:2], noise.n_paths
+
+    def draw(law: GaussianTransition, step: int) -> Tensor:
+        z = noise.shared[:, step].to(law.mean).repeat_interleave(n, 0)
+        eps = noise.tokens(step, t).to(law.mean).repeat_interleave(n, 0)
+        return law.sample(z, eps)
+
+    # All paths start in the same state, so the first law is computed once.
+    distance = path.observe(h, 0, context)
+    law = path(h, 0, context, distance).tile(k)
+    distance = None if distance is None else tile(distance, k)
+    return _follow(path, law, distance, tiled_context, draw, k)
+
+
+def _follow(
+    path: GaussianPath,
+    law: GaussianTransition,
+    distance: Tensor | None,
+    context: Context,
+    draw: Draw,
+    n_paths: int = 1,
+) -> PathEnd:
+    """Go on from the law of the first step, and the distance of the state that it starts from."""
+
+    def over_paths(x: Tensor) -> Tensor:
+        return x.unflatten(0, (n_paths, -1)).mean(0)
+
+    variances, distances, h = [], [distance], law.mean
     for step in range(path.n_steps):
-        # All paths start in the same state, so the first law is computed once.
-        law = path(h, step, tiled_context) if step else _tile(path(h, 0, context), noise.n_paths)
-        laws.append(replace(law, mean=None))  # the states need not be kept
-        z = noise.shared[:, step].to(h).repeat_interleave(n, 0)
-        eps = noise.tokens(step, t).to(h).repeat_interleave(n, 0)
-        h = law.sample(z, eps)
-    return PathEnd.of(h, laws, n, noise.n_paths)
+        if step > 0:
+            law = path(h, step, context, distances[-1])
+        variances.append(over_paths(law.mean_variance()))
+        h = draw(law, step)
+        # The last state counts by its mean: the noise of its own step is no distance.
+        observed = law.mean if step + 1 == path.n_steps else h
+        distances.append(path.observe(observed, step + 1, context))
+    mean_distance = path.mean_distance([None if d is None else over_paths(d) for d in distances])
+    if mean_distance is None:
+        mean_distance = variances[0].new_zeros(len(variances[0]))
+    return PathEnd(h, torch.stack(variances, 1), mean_distance)
 
 
-def mean_path(path, h, context):
-    """Follow the mean of the path from `h` (n, t, d) and return its `PathEnd`."""
-    laws, n = [], len(h)
-    for step in range(path.n_steps):
-        law = path(h, step, context)
-        laws.append(replace(law, mean=None))
-        h = law.mean
-    return PathEnd.of(h, laws, n)
+def propagate(
+    path: GaussianPath, backbone: Backbone, batch: Batch, noise: PathNoise | None = None
+) -> PathLogits:
+    """Return the logits at the end of the path for a batch of n rows.
 
-
-def propagate(path, backbone, batch, noise=None):
-    """Return the logits at the end of the path.
-
-    Parameters
-    ----------
-    path : callable, see `sample_paths`
-    backbone : Backbone
-        Embeds the batch and reads the last state out.
-    batch : dict of Tensor
-        n rows of model inputs.
-    noise : PathNoise or None
-        None follows the mean.
-
-    Returns
-    -------
-    end : PathEnd
-        Its outcome are the logits, (K, n, n_classes); K = 1 without noise.
+    Without noise the mean is followed, and K = 1.
     """
     h, context = backbone.embed(batch)
     if noise is None:
-        end = mean_path(path, h, context)
-        return replace(end, outcome=backbone.readout(end.outcome, context)[None])
-    _, tiled = backbone.embed(tile_batch(batch, noise.n_paths))
-    end = sample_paths(path, h, context, tiled, noise)
-    logits = backbone.readout(end.outcome, tiled).unflatten(0, (noise.n_paths, len(h)))
-    return replace(end, outcome=logits)
+        end, n_paths = follow_mean(path, h, context), 1
+    else:
+        n_paths = noise.n_paths
+        _, tiled = backbone.embed(tile_batch(batch, n_paths))
+        end, context = follow_samples(path, h, context, tiled, noise), tiled
+    logits = backbone.readout(end.state, context).unflatten(0, (n_paths, len(h)))
+    return PathLogits(logits, end.variance, end.distance)
+
+
+def tile_batch(batch: Batch, k: int) -> Batch:
+    """Repeat every tensor of a batch (n, ...) path by path, to (k * n, ...)."""
+    return {name: tile(value, k) for name, value in batch.items()}
 
 
 @torch.no_grad()
-def path_distance(path, backbone, batch):
-    """Return the mean distance (n,) of the mean path's judged states to the training data."""
-    h, context = backbone.embed(batch)
-    distances = {0: path.distance(h, 0, context)} if 0 in path.judged else {}
-    for step in range(path.n_steps):
-        h = path.mean(h, step, context)
-        distances[step + 1] = path.distance(h, step + 1, context)
-    return path.mean_distance(distances)
+def propagate_all(
+    path: GaussianPath,
+    backbone: Backbone,
+    inputs: EncodedInputs,
+    noise: PathNoise | None = None,
+    *,
+    common: bool = True,
+) -> PathLogits:
+    """Return the logits of all rows at the end of the path, on the CPU, float32.
 
-
-def path_probabilities(logits, temperature):
-    """Return the class probabilities of every path, float64, shape (K, n, n_classes).
-
-    `temperature` is one number, or one of each row, (n, 1).
+    With `common` all rows get the same draws, as in predictions; without, each batch has its own,
+    so that the Monte Carlo errors of a mean over rows cancel.
     """
-    return torch.softmax(logits.double() / temperature, -1)
+    n_batches = 0
 
+    def of_batch(batch: Batch) -> tuple[Tensor, ...]:
+        nonlocal n_batches
+        drawn = noise if common or noise is None else noise.redrawn(n_batches)
+        n_batches += 1
+        end = propagate(path, backbone, batch, drawn)
+        return end.logits.transpose(0, 1).float(), end.variance.float(), end.distance.float()
 
-@torch.no_grad()
-def propagate_all(path, backbone, inputs, noise=None, device="cpu", common=True):
-    """Return the `PathEnd` of all rows on the CPU, float32; its outcome are logits (K, n, C).
-
-    With `common` all rows get the same draws, as in predictions; without, each batch its own, so
-    that the Monte Carlo errors of a mean over rows cancel.
-    """
-    parts, order = [], []
     n_paths = 1 if noise is None else noise.n_paths
-    for i, (rows, batch) in enumerate(chunks(inputs, device, n_paths)):
-        drawn = noise if common or noise is None else noise.redrawn(i)
-        parts.append(propagate(path, backbone, batch, drawn).take(len(rows)))
-        order.append(rows)
-    order = torch.argsort(torch.as_tensor(np.concatenate(order)))
-    return PathEnd(
-        torch.cat([p.outcome for p in parts], 1)[:, order].float(),
-        torch.cat([p.variance for p in parts])[order].float(),
-        torch.cat([p.distance for p in parts])[order].float(),
-    )
+    logits, variance, distance = map_rows(of_batch, inputs, backbone.device, n_paths)
+    return PathLogits(logits.transpose(0, 1).contiguous(), variance, distance)
 
 
-def logits_of(path, backbone, inputs, noise=None, device="cpu"):
-    """Return the logits of all rows at the end of the path, shape (K, n, n_classes), on the CPU."""
-    return propagate_all(path, backbone, inputs, noise, device).outcome
+@torch.no_grad()
+def mean_logits(mean: Mean, grid: Grid, backbone: Backbone, inputs: EncodedInputs) -> Tensor:
+    """Return the logits (n, n_classes) of all rows at the end of a mean, on the CPU, float32."""
+
+    def of_batch(batch: Batch) -> tuple[Tensor]:
+        h, context = backbone.embed(batch)
+        for interval in steps_of(grid):
+            h = mean(h, interval, context)
+        return (backbone.readout(h, context).float(),)
+
+    (logits,) = map_rows(of_batch, inputs, backbone.device)
+    return logits

@@ -1,15 +1,56 @@
 """Starting the unified transition from the frozen blocks, in closed form."""
 
-import torch
-from torch import nn
+from collections.abc import Sequence
 
-from sklearn_diffuq._path.statistics import linear_layers
-from sklearn_diffuq._transition.unified_transition import UnifiedTransition, _key
+import torch
+from torch import Tensor, nn
+
+from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._path.input_moments import InputMoments, linear_layers
+from sklearn_diffuq._path.time_grid import Interval
+from sklearn_diffuq._transition.unified_transition import UnifiedTransition, key_of
 from sklearn_diffuq.exceptions import BackboneError
 
+RIDGE = 1e-3  # share of the identity in the metric: what the data never excite stays sane
+N_ALTERNATIONS = 8
 
-def unified_transition(backbone, intervals, rank, moments, n_shared_blocks=1, n_alternations=8):
-    """Build a `UnifiedTransition` and start it from the frozen blocks, in closed form.
+
+def shared_groups(intervals: Sequence[Interval], n_blocks: int, n_shared_blocks: int) -> list[int]:
+    """Return which shared matrices each step uses: consecutive steps share one.
+
+    Examples
+    --------
+    >>> from sklearn_diffuq._transition.closed_form_start import shared_groups
+    >>> shared_groups([(0, 3), (3, 5), (5, 8)], n_blocks=8, n_shared_blocks=3)
+    [0, 1, 1]
+    """
+    thirds = [start * n_shared_blocks // n_blocks for start, _ in intervals]
+    numbers = {group: number for number, group in enumerate(sorted(set(thirds)))}
+    return [numbers[group] for group in thirds]
+
+
+def transition_size(
+    backbone: Backbone, intervals: Sequence[Interval], rank: int, n_shared_blocks: int
+) -> int:
+    """Return the number of parameters of a unified transition, without building it."""
+    n_shared = len(set(shared_groups(intervals, backbone.n_blocks, n_shared_blocks)))
+    n, size = len(intervals), len(intervals) * backbone.width  # the variances
+    for shape in parameter_shapes(backbone).values():
+        if is_matrix(shape):
+            size += n_shared * shape[0] * shape[1] + n * rank * (shape[0] + shape[1])
+        else:
+            size += n * int(torch.Size(shape).numel())
+    return size
+
+
+def unified_transition(
+    backbone: Backbone,
+    intervals: Sequence[Interval],
+    rank: int | None,
+    moments: InputMoments,
+    n_shared_blocks: int = 1,
+) -> UnifiedTransition:
+    """Build a `UnifiedTransition` and start it from the frozen blocks, in closed form (eq. 2.2).
 
     For every matrix, ``sum_s w_s ||(W_s - W_shared - U_s V_s) C_s^{1/2}||^2`` is minimised by
     alternating a weighted least squares for ``W_shared`` with a truncated singular value
@@ -28,28 +69,38 @@ def unified_transition(backbone, intervals, rank, moments, n_shared_blocks=1, n_
         Linear layers without input moments get the identity as metric.
     n_shared_blocks : int, default=1
         At most one per step is used.
-    n_alternations : int, default=8
 
     Returns
     -------
     transition : UnifiedTransition
+        On the device of the backbone.
     """
-    names = _parameter_shapes(backbone)
     matrices, vectors = {}, {}
-    for name, shape in names.items():
+    for name, shape in parameter_shapes(backbone).items():
         stack = torch.stack([_merged(backbone, interval, name) for interval in intervals])
-        is_matrix = len(shape) == 2 and min(shape) > 1
-        (matrices if is_matrix else vectors)[name] = stack
-    transition = UnifiedTransition(intervals, matrices, vectors, backbone, rank, n_shared_blocks)
-    linear = {w: (b, axis) for w, b, _, axis in linear_layers(backbone.blocks[0])}
+        (matrices if is_matrix(shape) else vectors)[name] = stack
+    group = shared_groups(intervals, backbone.n_blocks, n_shared_blocks)
+    transition = UnifiedTransition(intervals, matrices, vectors, backbone, rank, group)
+    layers = {weight: (bias, axis) for weight, bias, _, axis in linear_layers(backbone.blocks[0])}
     for name, stack in matrices.items():
-        bias, axis = linear.get(name, (None, 1))
+        if rank is None:
+            transition.shared[key_of(name)].data.copy_(stack)
+            continue
+        bias, axis = layers.get(name, (None, 1))
         metric, mean = _step_moments(moments, intervals, name, stack.shape[1 + axis])
-        _start_matrix(transition, name, bias, stack, axis, metric, mean, n_alternations)
-    return transition.requires_grad_(True)
+        _start_matrix(transition, name, stack, axis, metric)
+        if bias is not None:
+            _correct_bias(transition, name, bias, stack, axis, mean)
+    return transition.requires_grad_(True).to(backbone.device)
 
 
-def _parameter_shapes(backbone):
+def is_matrix(shape: Sequence[int]) -> bool:
+    """Tell whether a parameter of this shape gets low-rank changes, and not a copy per step."""
+    return len(shape) == 2 and min(shape) > 1
+
+
+def parameter_shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the parameters of a block; all blocks must have the same."""
     shapes = {n: tuple(p.shape) for n, p in backbone.blocks[0].named_parameters()}
     for k, block in enumerate(backbone.blocks):
         if {n: tuple(p.shape) for n, p in block.named_parameters()} != shapes:
@@ -60,12 +111,14 @@ def _parameter_shapes(backbone):
     return shapes
 
 
-def _merged(backbone, interval, name):
+def _merged(backbone: Backbone, interval: Interval, name: str) -> Tensor:
     blocks = backbone.blocks[slice(*interval)]
     return torch.stack([b.get_parameter(name).detach().float() for b in blocks]).mean(0)
 
 
-def _step_moments(moments, intervals, name, d_in):
+def _step_moments(
+    moments: InputMoments, intervals: Sequence[Interval], name: str, d_in: int
+) -> tuple[Tensor, Tensor]:
     """Return second moments (S, d_in, d_in) and means (S, d_in) of the inputs of `name`."""
     n = len(intervals)
     if (0, name) not in moments.second:
@@ -76,19 +129,14 @@ def _step_moments(moments, intervals, name, d_in):
 
 
 @torch.no_grad()
-def _start_matrix(transition, name, bias, stack, axis, metric, mean, n_alternations):
-    key = _key(name)
-    if transition.rank is None:
-        transition.shared[key].copy_(stack)
-        return
-    target = stack if axis == 1 else stack.transpose(1, 2)
-    shared, up, down = factorise(
-        target, metric.to(target), transition.group, transition.rank, n_alternations
-    )
-    fitted = shared[transition.group] + up @ down
-    if bias is not None:
-        error = torch.einsum("soi,si->so", target - fitted, mean.to(target))
-        transition.vectors[_key(bias)] += error
+def _start_matrix(
+    transition: UnifiedTransition, name: str, stack: Tensor, axis: int, metric: Tensor
+) -> None:
+    """Set the shared matrix and the low-rank changes; `axis` is the input axis of the weight."""
+    key, rank = key_of(name), transition.rank
+    assert rank is not None
+    target = stack if axis == 1 else stack.mT
+    shared, up, down = factorise(target, metric.to(target), transition.group, rank)
     if axis == 0:
         shared, up, down = shared.mT, down.mT, up.mT
     transition.shared[key].copy_(shared)
@@ -96,7 +144,25 @@ def _start_matrix(transition, name, bias, stack, axis, metric, mean, n_alternati
     transition.down[key].copy_(down)
 
 
-def factorise(target, metric, group, rank, n_alternations=8):
+@torch.no_grad()
+def _correct_bias(
+    transition: UnifiedTransition, name: str, bias: str, stack: Tensor, axis: int, mean: Tensor
+) -> None:
+    """Let the biases take up the mean error of the matrices on inputs of mean (S, d_in)."""
+    key = key_of(name)
+    low_rank = transition.up[key] @ transition.down[key]
+    fitted = transition.shared[key][transition.group] + low_rank
+    error = stack - fitted if axis == 1 else (stack - fitted).mT
+    transition.vectors[key_of(bias)] += torch.einsum("soi,si->so", error, mean.to(error))
+
+
+def factorise(
+    target: Tensor,
+    metric: Tensor,
+    group: Sequence[int],
+    rank: int,
+    n_alternations: int = N_ALTERNATIONS,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Split per-step matrices into shared ones and low-rank deltas, in the metric of the inputs.
 
     Parameters
@@ -117,15 +183,14 @@ def factorise(target, metric, group, rank, n_alternations=8):
     """
     target, metric = target.double(), metric.double()
     d_in = target.shape[2]
-    # A little of the identity: directions that the data never excite still get sane weights.
     trace = metric.diagonal(dim1=1, dim2=2).mean(1)
-    metric = metric + 1e-3 * trace[:, None, None] * torch.eye(d_in).to(metric)
+    metric = metric + RIDGE * trace[:, None, None] * torch.eye(d_in).to(metric)
     energy = torch.einsum("soi,sij,soj->s", target, metric, target)
     weighted = metric / energy.clamp_min(1e-30)[:, None, None]
     root, inverse_root = _square_roots(metric)
     low_rank = torch.zeros_like(target)
     index = torch.as_tensor(group, device=target.device)
-    shared = target.new_zeros(index.max() + 1, *target.shape[1:])
+    shared = target.new_zeros(max(group) + 1, *target.shape[1:])
     for _ in range(n_alternations):
         for g in range(len(shared)):
             rows = index == g
@@ -137,14 +202,14 @@ def factorise(target, metric, group, rank, n_alternations=8):
     return shared.float(), up.float(), down.float()
 
 
-def _square_roots(metric):
+def _square_roots(metric: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(metric)
     values = values.clamp_min(values.amax(1, keepdim=True) * 1e-10)
     root = (vectors * values.sqrt()[:, None]) @ vectors.mT
     return root, (vectors / values.sqrt()[:, None]) @ vectors.mT
 
 
-def _truncate(matrices, rank):
+def _truncate(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return the balanced factors of the best rank-`rank` approximation of each matrix."""
     d_out, d_in = matrices.shape[1:]
     small = matrices @ matrices.mT if d_out <= d_in else matrices.mT @ matrices

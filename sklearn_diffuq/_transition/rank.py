@@ -1,77 +1,94 @@
-"""Choosing the rank of the unified transition before training."""
+"""Choosing the rank of the unified transition, before training."""
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sklearn_diffuq._path.path import BlockwiseMean, GaussianPath
+from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._calibration.calibrate import Reference
+from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
+from sklearn_diffuq._inputs.rows import random_rows
+from sklearn_diffuq._path.input_moments import InputMoments
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
-from sklearn_diffuq._propagation.propagate import logits_of
-from sklearn_diffuq._transition.closed_form_start import unified_transition
+from sklearn_diffuq._propagation.propagate import mean_logits
+from sklearn_diffuq._transition.closed_form_start import transition_size, unified_transition
 
 ACCURACY_MARGIN = 0.005  # accuracy that a smaller transition may cost
 KL_MARGIN = 0.05  # nats that its temperature-scaled probabilities may differ before training
 MAX_RANK_ROWS = 2048  # held-out rows on which a rank is judged
+SMALLEST_RANK = 4
 
 
-def _logits(mean, backbone, labelled, device):
-    """Return the logits (n, n_classes) at the end of a deterministic path."""
-    return logits_of(GaussianPath(mean), backbone, labelled.inputs, None, device)[0]
-
-
-def choose_rank(backbone, moments, held_out, n_shared_blocks, temperature, device):
+def choose_rank(
+    backbone: Backbone,
+    moments: InputMoments,
+    held_out: LabelledInputs,
+    n_shared_blocks: int,
+    frozen: Reference,
+    seed: int,
+) -> int | None:
     """Return the smallest rank whose untrained path, one step per block, stays within the margins.
 
     Ranks are powers of two, tried by bisection; the full rank (None) is the wrapped model itself
-    and is taken where no smaller transition is both faithful and smaller.
+    and is taken where no transition with fewer parameters is faithful.
 
     Parameters
     ----------
     backbone : Backbone
     moments : InputMoments
     held_out : LabelledInputs
-        Rows to judge on.
     n_shared_blocks : int
-    temperature : float
-        Temperature of the wrapped model's logits.
-    device : str
+    frozen : Reference
+        Of the wrapped model, on the held-out rows.
+    seed : int
+        Of the rows that are judged, where there are many.
 
     Returns
     -------
     rank : int or None
     """
     grid = time_grid(backbone.n_blocks, backbone.n_blocks)
-    steps = steps_of(grid)
-    frozen = _logits(BlockwiseMean(backbone, grid), backbone, held_out, device)
-    n_blocks_parameters = sum(p.numel() for b in backbone.blocks for p in b.parameters())
-    ranks = [2**i for i in range(2, max(3, backbone.width.bit_length()))]
+    intervals = steps_of(grid)
+    rows = random_rows(len(held_out), MAX_RANK_ROWS, seed)
+    judged, frozen_logits = held_out.take(rows), frozen.logits[torch.from_numpy(rows)]
+    n_block_parameters = sum(p.numel() for b in backbone.blocks for p in b.parameters())
 
-    def faithful(rank):
-        transition = unified_transition(backbone, steps, rank, moments, n_shared_blocks).to(device)
-        if transition.n_parameters >= n_blocks_parameters:
-            return None
-        logits = _logits(transition, backbone, held_out, device)
-        right, was_right = ((z.argmax(1) == held_out.y).double() for z in (logits, frozen))
-        scaled = (z.double() / temperature for z in (logits, frozen))
-        log_p, log_q = (torch.log_softmax(z, 1) for z in scaled)
-        kl = nn.functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
-        return bool(
-            float((was_right - right).mean()) <= _margin(was_right - right) and kl <= KL_MARGIN
-        )
+    def is_smaller(rank: int) -> bool:
+        size = transition_size(backbone, intervals, rank, n_shared_blocks)
+        return size < n_block_parameters
 
+    def is_faithful(rank: int) -> bool:
+        transition = unified_transition(backbone, intervals, rank, moments, n_shared_blocks)
+        logits = mean_logits(transition, grid, backbone, judged.inputs)
+        return within_margins(logits, frozen_logits, judged.y, frozen.temperature)
+
+    powers = range(2, max(3, backbone.width.bit_length()))
+    ranks = [2**i for i in powers if is_smaller(2**i)]
     low, high = 0, len(ranks)  # the answer is in ranks[low:high], or full rank
     while low < high:
         middle = (low + high) // 2
-        verdict = faithful(ranks[middle])
-        if verdict is False:
-            low = middle + 1
-        else:
+        if is_faithful(ranks[middle]):
             high = middle
-            if verdict is None:
-                ranks = ranks[:middle]
+        else:
+            low = middle + 1
     return ranks[low] if low < len(ranks) else None
 
 
-def _margin(lost):
-    """Return the accuracy that may be lost: the margin, or one standard error if that is more."""
-    return max(ACCURACY_MARGIN, float(lost.std(correction=0)) / np.sqrt(len(lost)))
+def within_margins(logits: Tensor, frozen_logits: Tensor, y: Tensor, temperature: float) -> bool:
+    """Tell whether logits (n, n_classes) keep the accuracy and the probabilities of frozen ones."""
+    lost = lost_accuracy(logits, frozen_logits, y)
+    log_p, log_q = (torch.log_softmax(z.double() / temperature, 1) for z in (logits, frozen_logits))
+    kl = nn.functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True)
+    margin = max(ACCURACY_MARGIN, standard_error(lost))
+    return float(lost.mean()) <= margin and float(kl) <= KL_MARGIN
+
+
+def lost_accuracy(logits: Tensor, frozen_logits: Tensor, y: Tensor) -> Tensor:
+    """Return 1, 0 or -1 for each row (n,): right in the frozen model only, no change, now right."""
+    right, was_right = ((z.argmax(1) == y).double() for z in (logits, frozen_logits))
+    return was_right - right
+
+
+def standard_error(values: Tensor) -> float:
+    """Return the standard error of the mean of values (n,)."""
+    return float(values.std(correction=0)) / float(np.sqrt(len(values)))

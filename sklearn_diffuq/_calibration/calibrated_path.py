@@ -1,0 +1,112 @@
+"""A calibrated path: from encoded samples to the probabilities of its paths."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._backbones.context import Batch
+from sklearn_diffuq._calibration.calibration import Calibration
+from sklearn_diffuq._calibration.temperature import path_probabilities
+from sklearn_diffuq._inputs.batching import map_rows
+from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+from sklearn_diffuq._path.covariance import NoiseScales
+from sklearn_diffuq._path.distance import widening
+from sklearn_diffuq._path.path import GaussianPath
+from sklearn_diffuq._propagation.linearised import moment_draws
+from sklearn_diffuq._propagation.noise import PathNoise
+from sklearn_diffuq._propagation.propagate import follow_mean, propagate
+
+Reduce = Callable[[np.ndarray], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class CalibratedPath:
+    """A path with the noise and the temperature of one kind of inference.
+
+    Attributes
+    ----------
+    path : GaussianPath
+    calibration : Calibration
+        Of `inference`.
+    inference : {"sampling", "moments", "mean"}
+    n_samples : int
+        Number of paths of "sampling".
+    seed : int
+        Of the draws.
+    """
+
+    path: GaussianPath
+    calibration: Calibration
+    inference: str
+    n_samples: int
+    seed: int
+
+    def probabilities(
+        self, backbone: Backbone, inputs: EncodedInputs, reduce: Reduce, *, variance: bool = False
+    ) -> list[np.ndarray]:
+        """Propagate samples and reduce the probabilities of their paths, chunk by chunk.
+
+        Parameters
+        ----------
+        backbone : Backbone
+        inputs : EncodedInputs of length n
+        reduce : callable
+            ``reduce(proba)`` takes the class probabilities of the paths, (K, m, n_classes), and
+            returns a list of arrays of length m.
+        variance : bool, default=False
+            Whether to append the variance of each step, (n, n_steps), to the results.
+
+        Returns
+        -------
+        results : list of ndarray of length n
+            What `reduce` returned, for all samples.
+        """
+        calibration, scales = self.calibration, self.calibration.scales
+        noise, draws = self._noise(), self._draws(backbone)
+        if noise is None and not variance:
+            # Noise on the way is not seen: do not measure the distance of the embedding for it.
+            scales = replace(scales, shared=0.0, token=0.0)
+        path = self.path.with_scales(scales).to(backbone.device)
+
+        def of_batch(batch: Batch) -> tuple[Tensor, ...]:
+            end = propagate(path, backbone, batch, noise)
+            logits, distance = end.logits.cpu(), end.distance.cpu()
+            if draws is not None and calibration.table is not None:
+                growth = widening(2 * scales.distance, distance)
+                logits = calibration.table.sample(logits[0], growth, draws)
+            proba = path_probabilities(logits, calibration.temperature_at(distance)).numpy()
+            values = reduce(proba / proba.sum(2, keepdims=True))
+            if variance:
+                values.append(end.variance.cpu().numpy())
+            return tuple(torch.from_numpy(np.ascontiguousarray(value)) for value in values)
+
+        with backbone.frozen(), torch.no_grad():
+            n_paths = 1 if noise is None else self.n_samples
+            results = map_rows(of_batch, inputs, backbone.device, n_paths)
+        return [result.double().numpy() for result in results]
+
+    def _noise(self) -> PathNoise | None:
+        if self.calibration.has_noise and self.inference == "sampling":
+            return PathNoise.of(self.path, self.n_samples, self.seed)
+        return None
+
+    def _draws(self, backbone: Backbone) -> Tensor | None:
+        if self.calibration.has_noise and self.inference == "moments":
+            return moment_draws(backbone.n_outputs, self.seed)
+        return None
+
+
+def familiarity(path: GaussianPath, backbone: Backbone, inputs: EncodedInputs) -> np.ndarray:
+    """Return minus the mean distance of each sample's scored states to the training data, (n,)."""
+    # any exponent makes the path look at the distances
+    path = path.with_scales(NoiseScales(distance=1.0)).to(backbone.device)
+
+    def of_batch(batch: Batch) -> Tensor:
+        h, context = backbone.embed(batch)
+        return -follow_mean(path, h, context).distance
+
+    return backbone.map_rows(of_batch, inputs)

@@ -1,0 +1,114 @@
+"""The fitted path: what `fit_path` returns, predictions use and `save` writes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._calibration.calibrated_path import CalibratedPath
+from sklearn_diffuq._calibration.calibration import Calibration
+from sklearn_diffuq._path.attention_covariance import AttentionVariance
+from sklearn_diffuq._path.covariance import StateCovariance
+from sklearn_diffuq._path.distance import GaussianProcessVariance, StateProcess
+from sklearn_diffuq._path.mean import BlockwiseMean, Mean
+from sklearn_diffuq._path.path import GaussianPath
+from sklearn_diffuq._path.time_grid import Grid
+from sklearn_diffuq._state import State
+from sklearn_diffuq._transition.unified_transition import UnifiedTransition
+
+# What a saved path may consist of, by the kind it was saved under.
+MEANS: Mapping[str, Callable[[State, Backbone], Mean]] = MappingProxyType(
+    {kind.kind: kind.from_state for kind in (BlockwiseMean, UnifiedTransition)}
+)
+PROCESSES: Mapping[str, Callable[[State], StateProcess]] = MappingProxyType(
+    {kind.kind: kind.from_state for kind in (GaussianProcessVariance, AttentionVariance)}
+)
+
+
+@dataclass(frozen=True)
+class FittedPath:
+    """A path, its calibration for several numbers of steps, and how it came about.
+
+    Attributes
+    ----------
+    path : GaussianPath
+        On the first of the grids; it knows the steps of all.
+    grids : dict from int to tuple of int
+        Number of steps -> time grid.
+    calibrations : dict from int to dict from {"mean", "moments", "sampling"} to Calibration
+        Number of steps -> kind of inference -> calibration.
+    history : list of dict
+        One entry per epoch of training.
+    seed : int
+        Of the paths drawn at prediction.
+    """
+
+    path: GaussianPath
+    grids: dict[int, Grid]
+    calibrations: dict[int, dict[str, Calibration]]
+    history: list[dict[str, Any]]
+    seed: int
+
+    def on(self, n_steps: int) -> GaussianPath:
+        """Return the path on the time grid of a number of steps."""
+        return self.path.on(self.grids[n_steps])
+
+    def n_parameters(self, n_steps: int) -> int:
+        """Return the number of parameters of the mean of the path."""
+        return self.path.mean.n_parameters(self.grids[n_steps])
+
+    def calibrated(
+        self, n_steps: int, inference: str, n_samples: int, seed: int | None = None
+    ) -> CalibratedPath:
+        """Return the path as it is to be followed; None takes the seed of the fit."""
+        return CalibratedPath(
+            self.on(n_steps),
+            self.calibrations[n_steps][inference],
+            inference,
+            n_samples,
+            self.seed if seed is None else seed,
+        )
+
+    def to_state(self) -> State:
+        """Return all that belongs to the path, and nothing of the wrapped model."""
+        mean, covariance = self.path.mean, self.path.covariance
+        config = {
+            "mean_kind": mean.kind,
+            "grids": [list(grid) for grid in self.grids.values()],
+            "history": self.history,
+            "seed": self.seed,
+        }
+        calibrations = {
+            str(n): State({}).with_parts(**{kind: c.to_state() for kind, c in kinds.items()})
+            for n, kinds in self.calibrations.items()
+        }
+        return State(config).with_parts(
+            mean=mean.to_state(),
+            covariance=covariance.to_state(),
+            calibration=State({}).with_parts(**calibrations),
+        )
+
+    @classmethod
+    def from_state(cls, state: State, backbone: Backbone) -> "FittedPath":
+        """Build the fitted path that `to_state` described, on the device of the backbone."""
+        config = state.config
+        mean = MEANS[config["mean_kind"]](state.part("mean"), backbone)
+        covariance = state.part("covariance")
+        process_of = PROCESSES[covariance.config["process"]]
+        grids = {len(grid) - 1: tuple(grid) for grid in config["grids"]}
+        path = GaussianPath(
+            mean,
+            StateCovariance.from_state(covariance, process_of),
+            next(iter(grids.values())),
+        )
+        saved = state.part("calibration")
+        calibrations = {
+            n: {
+                kind: Calibration.from_state(saved.part(str(n)).part(kind))
+                for kind in saved.config[str(n)]
+            }
+            for n in grids
+        }
+        path = path.to(backbone.device)
+        return cls(path, grids, calibrations, config["history"], config["seed"])
