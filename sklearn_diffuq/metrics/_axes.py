@@ -27,3 +27,10 @@ def labelled(name, text):
     if name is None or text is None:
         return name or text
     return f"{name} ({text})"
+
+
+def integer_ticks(ax):
+    """Put the ticks of the horizontal axis at integers."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))

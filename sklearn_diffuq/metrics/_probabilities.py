@@ -9,7 +9,7 @@ _TOLERANCE = 1e-3
 _RESCALE = 1e-5
 
 
-def check_rows(proba):
+def check_probabilities(proba):
     """Return `proba` (n, n_classes) as float64 rows in [0, 1] that sum to one, or raise."""
     tolerance = _TOLERANCE
     if np.issubdtype(proba.dtype, np.floating):
@@ -35,7 +35,7 @@ def check_rows(proba):
     return proba
 
 
-def check_labels(y_true, y_proba, labels=None, pos_label=None):
+def encode_labels(y_true, y_proba, labels=None, pos_label=None):
     """Turn labels into column numbers and check the probabilities.
 
     Parameters
@@ -84,7 +84,7 @@ def check_labels(y_true, y_proba, labels=None, pos_label=None):
             f"y_true holds {_show(missing)}, which labels={_show(labels)} does not contain."
             " labels= must name every column of y_proba, in the type that y_true uses."
         )
-    return np.array([column[label] for label in present])[codes], check_rows(proba), labels
+    return np.array([column[label] for label in present])[codes], check_probabilities(proba), labels
 
 
 def check_weights(sample_weight, n):

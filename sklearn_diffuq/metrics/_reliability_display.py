@@ -3,12 +3,10 @@
 import numpy as np
 
 from sklearn_diffuq.metrics._axes import axes_or_new, labelled, text_color
-from sklearn_diffuq.metrics._calibration import (
-    confidence_outcome_pairs,
-    expected_calibration_error,
-    reliability_curve,
-)
-from sklearn_diffuq.metrics._probabilities import check_labels
+from sklearn_diffuq.metrics._binning import confidence_outcome_pairs
+from sklearn_diffuq.metrics._calibration_errors import expected_calibration_error
+from sklearn_diffuq.metrics._probabilities import encode_labels
+from sklearn_diffuq.metrics._reliability_curve import reliability_curve
 
 _DIAGONAL = "perfect calibration"
 _HISTOGRAM = "confidence histogram"
@@ -173,7 +171,7 @@ class ReliabilityDisplay:
             "pos_label": pos_label,
         }
         curve = reliability_curve(y_true, y_proba, confidence_level=confidence_level, **shared)
-        problem = check_labels(y_true, y_proba, labels, pos_label)
+        problem = encode_labels(y_true, y_proba, labels, pos_label)
         [(scores, _)] = confidence_outcome_pairs(*problem, kind, pos_label)
         display = cls(
             curve.confidence,

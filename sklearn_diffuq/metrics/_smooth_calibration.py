@@ -4,8 +4,8 @@ import numpy as np
 from scipy.signal import fftconvolve
 from sklearn.utils._param_validation import StrOptions, validate_params
 
-from sklearn_diffuq.metrics._calibration import confidence_outcome_pairs
-from sklearn_diffuq.metrics._probabilities import check_labels
+from sklearn_diffuq.metrics._binning import confidence_outcome_pairs
+from sklearn_diffuq.metrics._probabilities import encode_labels
 
 # Discretisation of the authors' implementation, so that values agree with published ones.
 _SMALLEST_WIDTH = 1e-3
@@ -71,7 +71,7 @@ def smooth_calibration_error(y_true, y_proba, *, labels=None, kind="top-label", 
     >>> round(smooth_calibration_error(y_true, y_proba), 2)
     0.2
     """
-    codes, proba, labels = check_labels(y_true, y_proba, labels, pos_label)
+    codes, proba, labels = encode_labels(y_true, y_proba, labels, pos_label)
     [(confidence, outcome)] = confidence_outcome_pairs(codes, proba, labels, kind, pos_label)
     order = np.lexsort((outcome, confidence))
     confidence, residual = confidence[order], (confidence - outcome)[order]

@@ -1,48 +1,10 @@
 """Binned calibration errors, with one stated convention for every number of classes."""
 
-from numbers import Integral, Real
-
 import numpy as np
-from scipy.special import ndtri
-from sklearn.utils import Bunch
-from sklearn.utils._param_validation import Interval, StrOptions, validate_params
+from sklearn.utils._param_validation import StrOptions, validate_params
 
-from sklearn_diffuq.metrics._probabilities import check_labels, check_weights, top_label
-
-_BINNING = {
-    "strategy": [StrOptions({"uniform", "quantile"})],
-    "n_bins": [Interval(Integral, 1, None, closed="left")],
-}
-
-
-def confidence_outcome_pairs(codes, proba, labels, kind, pos_label):
-    """Reduce a multiclass problem to binary ones: a list of (confidence, outcome), both (n,)."""
-    if kind == "top-label":
-        return [top_label(codes, proba)]
-    if kind == "classwise":
-        return [(proba[:, k], (codes == k).astype(np.float64)) for k in range(proba.shape[1])]
-    if pos_label is None and len(labels) != 2:
-        raise ValueError(
-            f"kind='positive' with {len(labels)} labels needs pos_label=, the label whose"
-            " probability is judged; or use kind='top-label' or kind='classwise'."
-        )
-    k = labels.index(max(labels) if pos_label is None else pos_label)
-    return [(proba[:, k], (codes == k).astype(np.float64))]
-
-
-def bin_numbers(confidence, weight, n_bins, strategy):
-    """Return the bin (n,) of each confidence; equal confidences always share a bin.
-
-    Uniform bins are [a, b), the last one [a, 1]. For equal-mass bins, sort by confidence: the bin
-    is where the middle of a value's mass falls on the line of total mass cut in `n_bins` parts.
-    """
-    if strategy == "uniform":
-        inner_edges = np.arange(1, n_bins) / n_bins  # linspace has 3 / 5 a little too large
-        return np.searchsorted(inner_edges, confidence, side="right")
-    _, value = np.unique(confidence, return_inverse=True)
-    mass = np.bincount(value, weights=weight)
-    middle = np.cumsum(mass) - mass / 2
-    return np.minimum((n_bins * middle / mass.sum()).astype(int), n_bins - 1)[value]
+from sklearn_diffuq.metrics._binning import BINNING, bin_numbers, confidence_outcome_pairs
+from sklearn_diffuq.metrics._probabilities import check_weights, encode_labels, top_label
 
 
 def _binned_error(confidence, outcome, weight, n_bins, strategy, norm):
@@ -67,7 +29,7 @@ def _binned_error(confidence, outcome, weight, n_bins, strategy, norm):
         "kind": [StrOptions({"top-label", "classwise", "positive"})],
         "norm": [StrOptions({"l1", "l2", "max"})],
         "sample_weight": ["array-like", None],
-        **_BINNING,
+        **BINNING,
     },
     prefer_skip_nested_validation=True,
 )
@@ -157,7 +119,7 @@ def expected_calibration_error(
     >>> scorer = make_scorer(
     ...     expected_calibration_error, response_method="predict_proba", greater_is_better=False)
     """
-    codes, proba, labels = check_labels(y_true, y_proba, labels, pos_label)
+    codes, proba, labels = encode_labels(y_true, y_proba, labels, pos_label)
     weight = check_weights(sample_weight, len(codes))
     pairs = confidence_outcome_pairs(codes, proba, labels, kind, pos_label)
     errors = [_binned_error(*pair, weight, n_bins, strategy, norm) for pair in pairs]
@@ -209,108 +171,8 @@ def signed_calibration_gap(y_true, y_proba, *, labels=None, pos_label=None, samp
     >>> round(signed_calibration_gap([0, 1, 1, 0], y_proba), 3)
     0.25
     """
-    codes, proba, _ = check_labels(y_true, y_proba, labels, pos_label)
+    codes, proba, _ = encode_labels(y_true, y_proba, labels, pos_label)
     weight = check_weights(sample_weight, len(codes))
     confidence, correct = top_label(codes, proba)
     order = np.lexsort((weight, correct, confidence))
     return float(np.average((confidence - correct)[order], weights=weight[order]))
-
-
-@validate_params(
-    {
-        "y_true": ["array-like"],
-        "y_proba": ["array-like"],
-        "labels": ["array-like", None],
-        "kind": [StrOptions({"top-label", "positive"})],
-        "confidence_level": [Interval(Real, 0, 1, closed="neither")],
-        **_BINNING,
-    },
-    prefer_skip_nested_validation=True,
-)
-def reliability_curve(
-    y_true,
-    y_proba,
-    *,
-    labels=None,
-    kind="top-label",
-    strategy="uniform",
-    n_bins=15,
-    confidence_level=0.95,
-    pos_label=None,
-):
-    r"""Accuracy against confidence in bins, with an interval for the accuracy of each bin.
-
-    The interval is Wilson's: with m rows in the bin, accuracy a and normal quantile z,
-
-    .. math:: \frac{a + z^2/2m \pm z \sqrt{a(1-a)/m + z^2/4m^2}}{1 + z^2/m}.
-
-    It stays inside [0, 1] and is honest for small bins and accuracies of 0 and 1.
-
-    Parameters
-    ----------
-    y_true : array-like of shape (n_samples,)
-        True labels.
-    y_proba : array-like of shape (n_samples, n_classes) or (n_samples,)
-        Probabilities; one-dimensional: of `pos_label`.
-    labels : array-like of shape (n_classes,), default=None
-        The label of each column. None: the sorted distinct values of `y_true`.
-    kind : {"top-label", "positive"}, default="top-label"
-        The predicted label, or the column of `pos_label`.
-    strategy : {"uniform", "quantile"}, default="uniform"
-        Bins of equal width or of equal mass.
-    n_bins : int, default=15
-        Number of bins; only those that hold rows are returned.
-    confidence_level : float, default=0.95
-        Coverage of the interval.
-    pos_label : int, float, bool or str, default=None
-        The label of a one-dimensional `y_proba` and of ``kind="positive"``. None: the greater one.
-
-    Returns
-    -------
-    Bunch
-        Arrays of shape (n_filled_bins,), in order of confidence: `confidence` (mean), `accuracy`,
-        `count`, and the ends `lower` and `upper` of the interval.
-
-    See Also
-    --------
-    ReliabilityDisplay : Plot of this curve.
-    sklearn.calibration.calibration_curve : Binary problems, positive class.
-
-    References
-    ----------
-    .. [1] Brown, Cai, DasGupta, "Interval Estimation for a Binomial Proportion", Statistical
-       Science 16(2), 2001.
-
-    Examples
-    --------
-    >>> from sklearn_diffuq.metrics import reliability_curve
-    >>> y_proba = [[0.9, 0.1, 0.0], [0.9, 0.0, 0.1], [0.2, 0.6, 0.2], [0.1, 0.3, 0.6]]
-    >>> curve = reliability_curve(["cat", "dog", "cow", "dog"], y_proba)
-    >>> curve.confidence, curve.accuracy, curve.count
-    (array([0.6, 0.9]), array([1. , 0.5]), array([2, 2]))
-    """
-    codes, proba, labels = check_labels(y_true, y_proba, labels, pos_label)
-    [(confidence, outcome)] = confidence_outcome_pairs(codes, proba, labels, kind, pos_label)
-    order = np.lexsort((outcome, confidence))
-    confidence, outcome = confidence[order], outcome[order]
-    number = bin_numbers(confidence, np.ones(len(codes)), n_bins, strategy)
-    count = np.bincount(number)
-    filled = count > 0
-    count = count[filled]
-    accuracy = np.bincount(number, weights=outcome)[filled] / count
-    lower, upper = _wilson_interval(accuracy, count, confidence_level)
-    return Bunch(
-        confidence=np.bincount(number, weights=confidence)[filled] / count,
-        accuracy=accuracy,
-        count=count,
-        lower=lower,
-        upper=upper,
-    )
-
-
-def _wilson_interval(accuracy, count, confidence_level):
-    z2 = ndtri((1 + confidence_level) / 2) ** 2
-    centre = accuracy + z2 / (2 * count)
-    half = np.sqrt(z2 * (accuracy * (1 - accuracy) / count + z2 / (4 * count**2)))
-    scale = 1 + z2 / count
-    return np.clip((centre - half) / scale, 0, 1), np.clip((centre + half) / scale, 0, 1)

@@ -1,137 +1,10 @@
-"""Plots along the diffusion path: variance per step, and a score per number of steps."""
+"""Plot of a score against the number of diffusion steps."""
 
 import numpy as np
 
-from sklearn_diffuq.metrics._axes import axes_or_new, has_label, text_color
+from sklearn_diffuq.metrics._axes import axes_or_new, has_label, integer_ticks, text_color
 
 _REFERENCE = "Wrapped model"
-
-
-def _integer_ticks(ax):
-    from matplotlib.ticker import MaxNLocator
-
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-class UncertaintyPathDisplay:
-    """Variance of the state along the diffusion path: median over rows, and a quantile band.
-
-    Parameters
-    ----------
-    path_variance : array-like of shape (n_samples, n_steps)
-        Variance of every row at every step.
-    name : str, default=None
-        Name of the rows in the legend.
-
-    Attributes
-    ----------
-    line_ : matplotlib Line2D
-        The median.
-    band_ : matplotlib PolyCollection
-        The band.
-    ax_ : matplotlib Axes
-        Their axes.
-    figure_ : matplotlib Figure
-        The figure.
-
-    See Also
-    --------
-    DiffusionStepDisplay : A score against the number of steps.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from sklearn_diffuq.metrics import UncertaintyPathDisplay
-    >>> steps = np.random.default_rng(0).gamma(5, size=(200, 6)) * np.arange(1, 7)
-    >>> display = UncertaintyPathDisplay.from_predictions(steps, name="clean")
-    >>> _ = UncertaintyPathDisplay.from_predictions(3 * steps, name="noisy", ax=display.ax_)
-    """
-
-    def __init__(self, path_variance, *, name=None):
-        self.path_variance = path_variance
-        self.name = name
-
-    @classmethod
-    def from_estimator(cls, estimator, X, **kwargs):
-        """Plot the variance that a fitted `DiffusionCalibratedClassifier` reports.
-
-        Parameters
-        ----------
-        estimator : object
-            Fitted estimator whose `predict_uncertainty` returns `path_variance`.
-        X : array-like
-            Inputs that the estimator accepts.
-        **kwargs : dict
-            Passed to `from_predictions`.
-
-        Returns
-        -------
-        UncertaintyPathDisplay
-            The display, plotted.
-        """
-        return cls.from_predictions(estimator.predict_uncertainty(X).path_variance, **kwargs)
-
-    @classmethod
-    def from_predictions(cls, path_variance, *, name=None, ax=None, **kwargs):
-        """Plot given variances.
-
-        Parameters
-        ----------
-        path_variance : array-like of shape (n_samples, n_steps)
-            Variance of every row at every step.
-        name : str, default=None
-            Name of the rows in the legend.
-        ax : matplotlib Axes, default=None
-            Axes to plot on; None: a new figure.
-        **kwargs : dict
-            Passed to `plot`.
-
-        Returns
-        -------
-        UncertaintyPathDisplay
-            The display, plotted.
-        """
-        return cls(path_variance, name=name).plot(ax=ax, **kwargs)
-
-    def plot(self, ax=None, *, name=None, quantiles=(0.1, 0.9), **kwargs):
-        """Draw median and band.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, default=None
-            Axes to plot on; None: a new figure.
-        name : str, default=None
-            Name in the legend; None: that of the constructor.
-        quantiles : tuple of two floats, default=(0.1, 0.9)
-            Ends of the band, over rows.
-        **kwargs : dict
-            Passed to `matplotlib.axes.Axes.plot`.
-
-        Returns
-        -------
-        UncertaintyPathDisplay
-            The display itself.
-        """
-        variance = np.asarray(self.path_variance, dtype=np.float64)
-        if variance.ndim != 2 or not variance.size:
-            raise ValueError(
-                f"path_variance must have shape (n_samples, n_steps), got {variance.shape}."
-            )
-        ax = axes_or_new(ax)
-        name = self.name if name is None else name
-        steps = np.arange(1, variance.shape[1] + 1)
-        low, middle, high = np.quantile(variance, [quantiles[0], 0.5, quantiles[1]], axis=0)
-        style = {"marker": "o", "markersize": 4, "label": name, **kwargs}
-        (self.line_,) = ax.plot(steps, middle, **style)
-        self.band_ = ax.fill_between(
-            steps, low, high, color=self.line_.get_color(), alpha=0.2, linewidth=0
-        )
-        ax.set(xlabel="Diffusion step", ylabel="State variance")
-        _integer_ticks(ax)
-        if name is not None:
-            ax.legend(loc="best", fontsize="small")
-        self.ax_, self.figure_ = ax, ax.figure
-        return self
 
 
 class DiffusionStepDisplay:
@@ -252,7 +125,7 @@ class DiffusionStepDisplay:
             style = {"linestyle": "--", "linewidth": 1, "color": text_color(ax), "alpha": 0.6}
             ax.axhline(self.reference, label=_REFERENCE, **style)
         ax.set(xlabel="Number of diffusion steps", ylabel=self.score_name)
-        _integer_ticks(ax)
+        integer_ticks(ax)
         if ax.get_legend_handles_labels()[1]:
             ax.legend(loc="best", fontsize="small")
         self.ax_, self.figure_ = ax, ax.figure

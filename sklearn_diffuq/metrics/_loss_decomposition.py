@@ -1,17 +1,15 @@
-"""What a loss, or an uncertainty, is made of."""
+"""Split of a proper loss into calibration and refinement error."""
 
 from numbers import Integral
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import entr, kl_div, log_softmax, softmax
+from scipy.special import softmax
 from sklearn.model_selection import KFold, check_cv
-from sklearn.utils import Bunch, check_array
+from sklearn.utils import Bunch
 from sklearn.utils._param_validation import StrOptions, validate_params
 
-from sklearn_diffuq.metrics._probabilities import check_labels, check_rows
-
-_LOG_TEMPERATURE_BOUNDS = np.log([1e-2, 1e2])
+from sklearn_diffuq.metrics._probabilities import encode_labels
+from sklearn_diffuq.metrics._temperature import fit_temperature
 
 
 @validate_params(
@@ -85,7 +83,7 @@ def calibration_refinement_decomposition(
     1.16 = 0.60 + 0.56
     """
     floor = _probability_floor(y_proba)
-    codes, proba, _ = check_labels(y_true, y_proba, labels, pos_label)
+    codes, proba, _ = encode_labels(y_true, y_proba, labels, pos_label)
     # A canonical order makes the random folds independent of the order of the rows.
     order = np.arange(len(codes))
     if cv is None or isinstance(cv, Integral):
@@ -95,7 +93,7 @@ def calibration_refinement_decomposition(
     log_proba = np.log(np.maximum(proba, floor))
     before, after, temperatures = [], [], []
     for fit, test in check_cv(cv).split(proba, codes):
-        temperatures.append(_fit_temperature(log_proba[fit], codes[fit]))
+        temperatures.append(fit_temperature(log_proba[fit], codes[fit]))
         recalibrated = softmax(log_proba[test] / temperatures[-1], axis=1)
         weight = 1 / (len(log_proba[fit]) + 1)
         recalibrated = (1 - weight) * recalibrated + weight / proba.shape[1]
@@ -116,77 +114,8 @@ def _probability_floor(y_proba):
     return float(np.finfo(dtype if floating else np.float64).eps)
 
 
-def _fit_temperature(log_proba, codes):
-    """Minimise the log loss of softmax(log_proba / T); it has one minimum in log T."""
-    rows = np.arange(len(codes))
-
-    def mean_loss(log_temperature):
-        scaled = log_softmax(log_proba * np.exp(-log_temperature), axis=1)
-        return -scaled[rows, codes].mean()
-
-    found = minimize_scalar(
-        mean_loss, bounds=_LOG_TEMPERATURE_BOUNDS, method="bounded", options={"xatol": 1e-6}
-    )
-    return float(np.exp(found.x))
-
-
 def _losses(proba, codes, loss, floor):
     true = proba[np.arange(len(codes)), codes]
     if loss == "log_loss":
         return -np.log(np.maximum(true, floor))
     return (proba**2).sum(axis=1) - 2 * true + 1
-
-
-@validate_params({"sampled_probas": ["array-like"]}, prefer_skip_nested_validation=True)
-def uncertainty_decomposition(sampled_probas):
-    r"""Split the entropy of an averaged prediction into aleatoric and epistemic parts, in nats.
-
-    With draws :math:`p^1 .. p^K` of the class probabilities of a row and their mean
-    :math:`\bar p`,
-
-    .. math:: \underbrace{H[\bar p]}_{\text{total}} =
-        \underbrace{\tfrac1K \textstyle\sum_k H[p^k]}_{\text{aleatoric}} +
-        \underbrace{\tfrac1K \textstyle\sum_k \mathrm{KL}(p^k \| \bar p)}_{\text{epistemic}}.
-
-    The epistemic part is the mutual information of label and draw (BALD).
-
-    Parameters
-    ----------
-    sampled_probas : array-like of shape (n_draws, n_samples, n_classes)
-        Probabilities, such as those of `DiffusionCalibratedClassifier.sample_proba`, an ensemble
-        or Monte Carlo dropout.
-
-    Returns
-    -------
-    Bunch
-        `total`, `aleatoric` and `epistemic`, each an ndarray of shape (n_samples,), not negative,
-        with total = aleatoric + epistemic exactly.
-
-    See Also
-    --------
-    calibration_refinement_decomposition : Parts of a loss, which needs the true labels.
-
-    References
-    ----------
-    .. [1] Depeweg et al., "Decomposition of Uncertainty in Bayesian Deep Learning for Efficient
-       and Risk-sensitive Learning", ICML 2018.
-
-    Examples
-    --------
-    >>> from sklearn_diffuq.metrics import uncertainty_decomposition
-    >>> agree, disagree = [0.5, 0.5], [[1.0, 0.0], [0.0, 1.0]]
-    >>> parts = uncertainty_decomposition([[agree, disagree[0]], [agree, disagree[1]]])
-    >>> parts.aleatoric.round(3), parts.epistemic.round(3)
-    (array([0.693, 0.   ]), array([0.   , 0.693]))
-    """
-    draws = check_array(sampled_probas, ensure_2d=False, allow_nd=True, input_name="sampled_probas")
-    if draws.ndim != 3:
-        raise ValueError(
-            "sampled_probas must have shape (n_draws, n_samples, n_classes), got"
-            f" {draws.shape}. For a single draw pass y_proba[None]."
-        )
-    draws = check_rows(draws.reshape(-1, draws.shape[2])).reshape(draws.shape)
-    aleatoric = entr(draws).sum(axis=2).mean(axis=0)
-    divergence = kl_div(draws, draws.mean(axis=0)).sum(axis=2).mean(axis=0)
-    epistemic = np.maximum(divergence, 0)  # draws that agree leave rounding of either sign
-    return Bunch(total=aleatoric + epistemic, aleatoric=aleatoric, epistemic=epistemic)
