@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from sklearn_diffuq.datasets import _images, fetch_fashion_mnist
+from sklearn_diffuq.datasets import _fashion_mnist, fetch_fashion_mnist
 
 SPLITS = ("train", "calibration", "test")
 
@@ -19,8 +19,8 @@ def write_idx(path, array):
 @pytest.fixture
 def data_home(tmp_path, monkeypatch):
     """A small data set in which an image tells its label and its row."""
-    monkeypatch.setattr(_images, "_N_TRAIN", 20)
-    monkeypatch.setattr(_images, "_N_CALIBRATION", 6)
+    monkeypatch.setattr(_fashion_mnist, "_N_TRAIN", 20)
+    monkeypatch.setattr(_fashion_mnist, "_N_CALIBRATION", 6)
     directory = tmp_path / "fashion-mnist"
     directory.mkdir()
     for part, n_images in (("train", 30), ("t10k", 4)):
