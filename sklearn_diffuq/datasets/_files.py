@@ -9,7 +9,7 @@ from sklearn.datasets import get_data_home
 
 
 def data_directory(data_home, dataset):
-    """Return the folder of `dataset` in `data_home`, else in SKLEARN_DIFFUQ_DATA, else the default."""
+    """Return the folder of `dataset` in `data_home`, the environment's or the default folder."""
     home = data_home or os.environ.get("SKLEARN_DIFFUQ_DATA")
     home = Path(home) if home else Path(get_data_home()) / "sklearn_diffuq"
     return home.expanduser() / dataset
@@ -39,6 +39,6 @@ def read_gzip(path, sha256, source):
     if sha256 is not None and found != sha256:
         raise ValueError(
             f"{path} is not the expected file: its unpacked content has the SHA-256 {found}, "
-            f"expected {sha256}. Download it again from {source}, or pass verify=False for your own."
+            f"expected {sha256}. Download it from {source}, or pass verify=False to use your own."
         )
     return content

@@ -1,13 +1,13 @@
-"""Metrics for calibration, selective prediction and uncertainty, and their plots.
+"""Metrics and plots for calibration, selective prediction and uncertainty.
 
-Conventions, the same everywhere:
+Conventions shared by all of them:
 
-- `y_true` holds labels of any sortable type; column k of `y_proba` is the label ``labels[k]``,
-  by default the k-th of the sorted labels in `y_true`. A one-dimensional `y_proba` is the
-  probability of the greater of two labels, which is what `sklearn.metrics.make_scorer` passes.
-- "Top-label" is the default for two classes as for many: confidence is the largest probability.
-- Results do not depend on the order of the rows: ties share a bin or are averaged over orders.
-- Scores follow `score_samples`: larger = more like the training data. Entropies are in nats.
+- `y_true` holds labels of any sortable type. Column k of `y_proba` belongs to ``labels[k]``, by
+  default the k-th of the sorted labels in `y_true`. A one-dimensional `y_proba` is the probability
+  of the greater of two labels, as passed by `sklearn.metrics.make_scorer`.
+- The default is "top-label", whatever the number of classes: confidence is the largest probability.
+- Results do not depend on the order of the samples: ties share a bin or are averaged over orders.
+- Scores follow `score_samples`: larger means more like the training data. Entropies are in nats.
 
 This subpackage needs numpy, scipy and scikit-learn; plotting needs matplotlib.
 """

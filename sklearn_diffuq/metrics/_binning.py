@@ -1,4 +1,4 @@
-"""Confidences and outcomes of predictions, and the bins that they fall into."""
+"""Binary confidence-outcome pairs of predictions, and their assignment to bins."""
 
 from numbers import Integral
 
@@ -23,20 +23,21 @@ def confidence_outcome_pairs(codes, proba, labels, kind, pos_label):
     if pos_label is None and len(labels) != 2:
         raise ValueError(
             f"kind='positive' with {len(labels)} labels needs pos_label=, the label whose"
-            " probability is judged; or use kind='top-label' or kind='classwise'."
+            " probability is evaluated; or use kind='top-label' or kind='classwise'."
         )
     k = labels.index(max(labels) if pos_label is None else pos_label)
     return [(proba[:, k], (codes == k).astype(np.float64))]
 
 
 def bin_numbers(confidence, weight, n_bins, strategy):
-    """Return the bin (n,) of each confidence; equal confidences always share a bin.
+    """Return the bin number (n,) of each confidence; equal confidences always share a bin.
 
-    Uniform bins are [a, b), the last one [a, 1]. For equal-mass bins, sort by confidence: the bin
-    is where the middle of a value's mass falls on the line of total mass cut in `n_bins` parts.
+    Uniform bins are [a, b), the last one [a, 1]. For equal-mass bins, the total mass, in order of
+    confidence, is cut into `n_bins` equal parts; the midpoint of the mass of a distinct confidence
+    decides its bin.
     """
     if strategy == "uniform":
-        inner_edges = np.arange(1, n_bins) / n_bins  # linspace has 3 / 5 a little too large
+        inner_edges = np.arange(1, n_bins) / n_bins  # linspace would round 3 / 5 up
         return np.searchsorted(inner_edges, confidence, side="right")
     _, value = np.unique(confidence, return_inverse=True)
     mass = np.bincount(value, weights=weight)

@@ -1,4 +1,4 @@
-"""Binned calibration errors, with one stated convention for every number of classes."""
+"""Binned calibration errors, with one convention for every number of classes."""
 
 import numpy as np
 from sklearn.utils._param_validation import StrOptions, validate_params
@@ -8,7 +8,7 @@ from sklearn_diffuq.metrics._probabilities import check_weights, encode_labels, 
 
 
 def _binned_error(confidence, outcome, weight, n_bins, strategy, norm):
-    # Sums run in one order whatever the order of the rows: the result is the same to the bit.
+    # Sorting first makes the result independent of the order of the samples, bit for bit.
     order = np.lexsort((weight, outcome, confidence))
     confidence, outcome, weight = confidence[order], outcome[order], weight[order]
     number = bin_numbers(confidence, weight, n_bins, strategy)
@@ -47,40 +47,43 @@ def expected_calibration_error(
 ):
     r"""Binned distance between confidence and accuracy.
 
-    With the rows cut into bins :math:`B_m` by confidence, the error is
+    With samples grouped by confidence into bins :math:`B_m`, the error is
 
     .. math:: \Big( \sum_m \frac{|B_m|}{n} \,
         |\mathrm{conf}(B_m) - \mathrm{acc}(B_m)|^q \Big)^{1/q}
 
     with q = 1 (``norm="l1"``, the ECE), q = 2 (RMSCE) or the largest gap (``"max"``, the MCE).
-    Lower is better, 0 is perfect on these bins. The estimate is biased upwards on few rows.
+    Lower is better; 0 means perfect calibration on these bins. The estimate is biased upwards,
+    most of all for small samples.
 
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
         True labels, of any sortable type.
     y_proba : array-like of shape (n_samples, n_classes) or (n_samples,)
-        Probabilities. One-dimensional: of `pos_label`, in a problem with two labels. Rounding of
-        float32 and half precision is repaired; logits and unnormalised rows raise.
+        Probabilities; if one-dimensional, those of `pos_label` in a problem with two labels.
+        Rounding errors of float32 and half precision are corrected; logits and unnormalised
+        probabilities raise.
     labels : array-like of shape (n_classes,), default=None
-        The label of each column of `y_proba`. None: the sorted distinct values of `y_true`,
-        whose number must match the columns.
+        The label of each column of `y_proba`. If None, the sorted distinct values of `y_true`, one
+        per column.
     kind : {"top-label", "classwise", "positive"}, default="top-label"
-        What is judged. "top-label": the probability of the predicted label against being right,
-        for two classes as for many (Guo et al.). "classwise": each column against its label, then
-        the mean over all columns (Kull et al.). "positive": the column of `pos_label` only.
+        Which probabilities are evaluated. "top-label": that of the predicted label against whether
+        it is correct, for any number of classes (Guo et al.). "classwise": each column against
+        its label, averaged over columns (Kull et al.). "positive": the column of `pos_label`.
     strategy : {"uniform", "quantile"}, default="uniform"
         Bins of equal width on [0, 1], closed on the left and the last one on both sides, or of
-        equal mass ("adaptive ECE"). Equal confidences share a bin, so row order never matters.
+        equal mass ("adaptive ECE"). Equal confidences share a bin, so the order of the samples
+        never matters.
     norm : {"l1", "l2", "max"}, default="l1"
         How the gaps are combined; within each class for ``kind="classwise"``.
     n_bins : int, default=15
-        Number of bins; empty ones count for nothing.
+        Number of bins; empty ones are ignored.
     pos_label : int, float, bool or str, default=None
-        The label of a one-dimensional `y_proba` and of ``kind="positive"``. None: the greater one
-        of two labels, as `sklearn.metrics.make_scorer` passes it.
+        The label of a one-dimensional `y_proba` and of ``kind="positive"``. If None, the greater of
+        two labels, as in `sklearn.metrics.make_scorer`.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights; an integer weight counts as that many equal rows.
+        Weights; an integer weight is equivalent to repeating the sample. If None, all are 1.
 
     Returns
     -------
@@ -94,9 +97,9 @@ def expected_calibration_error(
 
     See Also
     --------
-    smooth_calibration_error : Without bins.
+    smooth_calibration_error : Calibration error without bins.
     signed_calibration_gap : Over- or under-confidence.
-    ReliabilityDisplay : The diagram behind the number.
+    ReliabilityDisplay : The corresponding diagram.
 
     References
     ----------
@@ -147,22 +150,27 @@ def signed_calibration_gap(y_true, y_proba, *, labels=None, pos_label=None, samp
     y_true : array-like of shape (n_samples,)
         True labels.
     y_proba : array-like of shape (n_samples, n_classes) or (n_samples,)
-        Probabilities; one-dimensional: of `pos_label`.
+        Probabilities; if one-dimensional, those of `pos_label`.
     labels : array-like of shape (n_classes,), default=None
-        The label of each column. None: the sorted distinct values of `y_true`.
+        The label of each column. If None, the sorted distinct values of `y_true`.
     pos_label : int, float, bool or str, default=None
-        The label of a one-dimensional `y_proba`. None: the greater label.
+        The label of a one-dimensional `y_proba`. If None, the greater label.
     sample_weight : array-like of shape (n_samples,), default=None
-        Weights.
+        Weights. If None, all are 1.
 
     Returns
     -------
     float
         The gap, in [-1, 1].
 
+    Raises
+    ------
+    ValueError
+        If labels and columns do not match or `y_proba` does not hold probabilities.
+
     See Also
     --------
-    expected_calibration_error : The absolute gap, bin by bin.
+    expected_calibration_error : Absolute gaps, averaged over bins.
 
     Examples
     --------

@@ -15,12 +15,12 @@ class DiffusionStepDisplay:
     n_steps : array-like of shape (n_values,)
         Numbers of steps.
     scores : array-like of shape (n_values,) or (n_values, n_repeats)
-        The score at each number of steps. With repeats (seeds, folds) the mean is drawn, and a
-        band of one standard deviation.
+        The score for each number of steps. With repeats (seeds, folds), the mean and a band of one
+        standard deviation are drawn.
     score_name : str, default="Score"
         Label of the vertical axis.
     reference : float, default=None
-        Score of the wrapped model, drawn as a dashed line.
+        Score of the wrapped model, drawn as a dashed line; if None, no line is drawn.
     name : str, default=None
         Name of the method in the legend.
 
@@ -37,7 +37,7 @@ class DiffusionStepDisplay:
 
     See Also
     --------
-    UncertaintyPathDisplay : Variance along one path.
+    UncertaintyPathDisplay : State variance along the path.
 
     Examples
     --------
@@ -65,15 +65,15 @@ class DiffusionStepDisplay:
         n_steps : array-like of shape (n_values,)
             Numbers of steps, in any order.
         scores : array-like of shape (n_values,) or (n_values, n_repeats)
-            The score at each number of steps.
+            The score for each number of steps.
         score_name : str, default="Score"
             Label of the vertical axis.
         reference : float, default=None
-            Score of the wrapped model, drawn as a dashed line.
+            Score of the wrapped model, drawn as a dashed line; if None, no line is drawn.
         name : str, default=None
             Name of the method in the legend.
         ax : matplotlib Axes, default=None
-            Axes to plot on; None: a new figure.
+            Axes to plot on; if None, those of a new figure.
         **kwargs : dict
             Passed to `matplotlib.axes.Axes.plot`.
 
@@ -91,9 +91,9 @@ class DiffusionStepDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Axes to plot on; None: a new figure.
+            Axes to plot on; if None, those of a new figure.
         name : str, default=None
-            Name in the legend; None: that of the constructor.
+            Name in the legend; if None, that of the constructor.
         **kwargs : dict
             Passed to `matplotlib.axes.Axes.plot`.
 

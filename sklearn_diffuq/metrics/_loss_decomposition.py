@@ -1,4 +1,4 @@
-"""Split of a proper loss into calibration and refinement error."""
+"""Decomposition of a proper loss into calibration and refinement error."""
 
 from numbers import Integral
 
@@ -25,47 +25,53 @@ from sklearn_diffuq.metrics._temperature import fit_temperature
 def calibration_refinement_decomposition(
     y_true, y_proba, *, labels=None, loss="log_loss", cv=5, pos_label=None
 ):
-    r"""Split a proper loss into calibration error and refinement error.
+    r"""Decompose a proper loss into calibration error and refinement error.
 
-    The refinement error is what is left after recalibration, the calibration error what
-    recalibration removes (the variational form of Berta et al.):
+    The refinement error is the loss that remains after recalibration, and the calibration error is
+    what recalibration removes (the variational form of Berta et al.):
 
     .. math:: R = \frac1n \sum_i \ell\big(g_{-i}(p_i), y_i\big), \qquad
         C = \frac1n \sum_i \ell(p_i, y_i) - R.
 
-    Here :math:`g_{-i}` is temperature scaling fitted by log loss on the m rows of the other folds,
-    mixed with a little of the uniform distribution, so that no held-out row costs infinity:
+    Here :math:`g_{-i}` is temperature scaling fitted by log loss on the m samples of the other
+    folds, mixed with the uniform distribution so that no held-out loss is infinite:
     :math:`g(p) = \frac{m}{m+1} \mathrm{softmax}(\log p / T) + \frac{1}{m+1} \frac1K`.
-    Temperature is one family of recalibrations: the true refinement error is at most R, up to
-    the noise of the estimate, which can also make C slightly negative.
+    Temperature scaling is only one family of recalibrations, so R is an upper bound on the true
+    refinement error, up to estimation noise, which can also make C slightly negative.
 
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
         True labels.
     y_proba : array-like of shape (n_samples, n_classes) or (n_samples,)
-        Probabilities; one-dimensional: of `pos_label`. Clipped at the machine epsilon of their
-        type in the log loss, as `sklearn.metrics.log_loss` does.
+        Probabilities; if one-dimensional, those of `pos_label`. The log loss clips them at the
+        machine epsilon of their type, as `sklearn.metrics.log_loss` does.
     labels : array-like of shape (n_classes,), default=None
-        The label of each column. None: the sorted distinct values of `y_true`.
+        The label of each column. If None, the sorted distinct values of `y_true`.
     loss : {"log_loss", "brier"}, default="log_loss"
-        The loss, in nats, or the squared error summed over the classes (in [0, 2]).
+        The log loss in nats, or the squared error summed over the classes (in [0, 2]).
     cv : int, cross-validation generator, iterable of (fit, test) indices or None, default=5
-        An int cross-fits in that many random folds that do not depend on the order of the rows;
-        None is 5.
-        A list with one pair is a held-out split: losses are then means over its test rows.
+        An int is a number of random folds, which do not depend on the order of the samples; None
+        means 5. A list with a single pair is a held-out split: losses are then means over its
+        test samples.
     pos_label : int, float, bool or str, default=None
-        The label of a one-dimensional `y_proba`. None: the greater label.
+        The label of a one-dimensional `y_proba`. If None, the greater label.
 
     Returns
     -------
     Bunch
         `total`, `calibration` and `refinement` (floats; total = calibration + refinement) and
-        `temperatures` (ndarray of shape (n_folds,)); above 1 means over-confident.
+        `temperatures` (ndarray of shape (n_folds,)), which are above 1 for over-confident
+        predictions.
+
+    Raises
+    ------
+    ValueError
+        If labels and columns do not match or `y_proba` does not hold probabilities.
 
     See Also
     --------
-    expected_calibration_error : A calibration error that is not part of a loss.
+    expected_calibration_error : Binned calibration error, not part of a loss.
 
     References
     ----------
@@ -84,7 +90,7 @@ def calibration_refinement_decomposition(
     """
     floor = _probability_floor(y_proba)
     codes, proba, _ = encode_labels(y_true, y_proba, labels, pos_label)
-    # A canonical order makes the random folds independent of the order of the rows.
+    # A canonical order makes the random folds independent of the order of the samples.
     order = np.arange(len(codes))
     if cv is None or isinstance(cv, Integral):
         order = np.lexsort((codes, *proba.T))

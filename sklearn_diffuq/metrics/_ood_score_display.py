@@ -12,26 +12,26 @@ _OUT = "Out-of-distribution"
 class OODScoreDisplay:
     """Histograms of a score in and out of distribution.
 
-    Use `from_estimator` or `from_predictions`. Further outlier sets, scored by the same method,
-    join the plot when the axes of the first display are passed to them.
+    Create displays with `from_estimator` or `from_predictions`. To add further outlier sets scored
+    by the same method, pass them the axes of the first display.
 
     Parameters
     ----------
     scores_in : array-like of shape (n_in,)
-        Scores of in-distribution rows; larger = more like the training data.
+        Scores of in-distribution samples; larger means more like the training data.
     scores_out : array-like of shape (n_out,)
-        Scores of out-of-distribution rows.
+        Scores of out-of-distribution samples.
     auroc : float, default=None
-        Shown in the legend.
+        AUROC shown in the legend; if None, none is shown.
     name : str, default=None
         Name of the outlier set in the legend.
 
     Attributes
     ----------
     in_, out_ : matplotlib Polygon
-        The histograms; `in_` is None where the axes already showed one.
+        The histograms; `in_` is None if the axes already contained it.
     edges_ : ndarray of shape (n_bins + 1,)
-        Edges of their bins.
+        Bin edges of both.
     ax_ : matplotlib Axes
         Their axes.
     figure_ : matplotlib Figure
@@ -39,7 +39,7 @@ class OODScoreDisplay:
 
     See Also
     --------
-    out_of_distribution_auroc : The number in the legend.
+    out_of_distribution_auroc : The AUROC in the legend.
 
     Examples
     --------
@@ -85,13 +85,13 @@ class OODScoreDisplay:
         Parameters
         ----------
         scores_in : array-like of shape (n_in,)
-            Scores of in-distribution rows; larger = more like the training data.
+            Scores of in-distribution samples; larger means more like the training data.
         scores_out : array-like of shape (n_out,)
-            Scores of out-of-distribution rows.
+            Scores of out-of-distribution samples.
         name : str, default=None
-            Name of the outlier set in the legend; None: "Out-of-distribution".
+            Name of the outlier set in the legend; if None, "Out-of-distribution".
         ax : matplotlib Axes, default=None
-            Axes to plot on; None: a new figure.
+            Axes to plot on; if None, those of a new figure.
         **kwargs : dict
             Passed to `plot`.
 
@@ -109,13 +109,13 @@ class OODScoreDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Axes to plot on; None: a new figure.
+            Axes to plot on; if None, those of a new figure.
         name : str, default=None
-            Name of the outlier set; None: that of the constructor.
+            Name of the outlier set; if None, that of the constructor.
         bins : int or ndarray of edges, default=40
-            Bins of both histograms; scores outside are counted in the first and the last bin.
-            An int divides the range of the middle 99% of all scores, so that a heavy tail does
-            not squeeze the picture. For a further outlier set pass the `edges_` of the first.
+            Bins of both histograms; scores outside are counted in the first or last bin. An int
+            divides the range of the central 99% of all scores, so that heavy tails do not
+            compress the plot. For a further outlier set, pass the `edges_` of the first.
 
         Returns
         -------
@@ -137,7 +137,7 @@ class OODScoreDisplay:
         return self
 
     def _histogram(self, ax, scores, label):
-        """Draw a density histogram in the next colour of the cycle, its face half transparent."""
+        """Draw a semi-transparent density histogram in the next colour of the cycle."""
         scores = np.clip(scores, self.edges_[0], self.edges_[-1])
         style = {"density": True, "histtype": "stepfilled", "linewidth": 1.5, "label": label}
         _, _, [patch] = ax.hist(scores, self.edges_, **style)

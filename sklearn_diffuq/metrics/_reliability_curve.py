@@ -1,4 +1,4 @@
-"""Accuracy against confidence, in bins."""
+"""Accuracy against confidence, per bin."""
 
 from numbers import Real
 
@@ -33,38 +33,44 @@ def reliability_curve(
     confidence_level=0.95,
     pos_label=None,
 ):
-    r"""Accuracy against confidence in bins, with an interval for the accuracy of each bin.
+    r"""Accuracy against confidence per bin, with confidence intervals for the accuracy.
 
-    The interval is Wilson's: with m rows in the bin, accuracy a and normal quantile z,
+    The interval is Wilson's. With m samples in the bin, accuracy a and normal quantile z, it is
 
     .. math:: \frac{a + z^2/2m \pm z \sqrt{a(1-a)/m + z^2/4m^2}}{1 + z^2/m}.
 
-    It stays inside [0, 1] and is honest for small bins and accuracies of 0 and 1.
+    It lies within [0, 1] and is reliable for small bins and accuracies of 0 and 1.
 
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
         True labels.
     y_proba : array-like of shape (n_samples, n_classes) or (n_samples,)
-        Probabilities; one-dimensional: of `pos_label`.
+        Probabilities; if one-dimensional, those of `pos_label`.
     labels : array-like of shape (n_classes,), default=None
-        The label of each column. None: the sorted distinct values of `y_true`.
+        The label of each column. If None, the sorted distinct values of `y_true`.
     kind : {"top-label", "positive"}, default="top-label"
-        The predicted label, or the column of `pos_label`.
+        Which probability is evaluated: that of the predicted label, or the column of `pos_label`.
     strategy : {"uniform", "quantile"}, default="uniform"
         Bins of equal width or of equal mass.
     n_bins : int, default=15
-        Number of bins; only those that hold rows are returned.
+        Number of bins; empty ones are not returned.
     confidence_level : float, default=0.95
         Coverage of the interval.
     pos_label : int, float, bool or str, default=None
-        The label of a one-dimensional `y_proba` and of ``kind="positive"``. None: the greater one.
+        The label of a one-dimensional `y_proba` and of ``kind="positive"``. If None, the greater
+        one.
 
     Returns
     -------
     Bunch
-        Arrays of shape (n_filled_bins,), in order of confidence: `confidence` (mean), `accuracy`,
-        `count`, and the ends `lower` and `upper` of the interval.
+        Arrays of shape (n_nonempty_bins,), sorted by confidence: `confidence` (mean), `accuracy`,
+        `count`, and the bounds `lower` and `upper` of the interval.
+
+    Raises
+    ------
+    ValueError
+        If labels and columns do not match or `y_proba` does not hold probabilities.
 
     See Also
     --------

@@ -1,4 +1,4 @@
-"""Areas under risk-coverage curves: selective prediction in one number."""
+"""Areas under risk-coverage curves, which summarise selective prediction."""
 
 import numpy as np
 from sklearn.utils._param_validation import validate_params
@@ -18,30 +18,38 @@ def area_under_risk_coverage_curve(
 
     .. math:: \mathrm{AURC} = \frac1n \sum_{k=1}^n r(k/n)
 
-    with r of `risk_coverage_curve`: the mean form of Geifman et al., not the trapezoid. It mixes
-    ranking with accuracy and is dominated by the few most confident rows; `augrc` is not.
+    with r of `risk_coverage_curve`. This is the mean of Geifman et al., not the trapezoidal area.
+    It depends on accuracy as well as on ranking, and unlike `augrc` it is dominated by the few most
+    confident samples.
 
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
         True labels.
     y_proba : array-like of shape (n_samples, n_classes) or (n_samples,)
-        Probabilities; one-dimensional: of `pos_label`.
+        Probabilities; if one-dimensional, those of `pos_label`.
     confidence : array-like of shape (n_samples,), default=None
-        What rows are ranked by, larger = more sure. None: the largest probability of the row.
+        Values that rank the samples, larger for more confident ones. If None, the largest
+        probability of each sample.
     labels : array-like of shape (n_classes,), default=None
-        The label of each column. None: the sorted distinct values of `y_true`.
+        The label of each column. If None, the sorted distinct values of `y_true`.
     pos_label : int, float, bool or str, default=None
-        The label of a one-dimensional `y_proba`. None: the greater label.
+        The label of a one-dimensional `y_proba`. If None, the greater label.
 
     Returns
     -------
     float
-        The area, in [0, 1]. A ranking that knows nothing scores the error rate.
+        The area, in [0, 1]. An uninformative ranking gives the error rate.
+
+    Raises
+    ------
+    ValueError
+        If labels and columns do not match, `y_proba` does not hold probabilities, or `confidence`
+        is not finite or of another length.
 
     See Also
     --------
-    augrc : Weighs every error by its chance to be answered.
+    augrc : The generalised area, which weights each error by how often it is answered.
 
     References
     ----------
@@ -65,35 +73,43 @@ def area_under_risk_coverage_curve(
 def augrc(y_true, y_proba, *, confidence=None, labels=None, pos_label=None):
     r"""Area under the generalised risk-coverage curve (AUGRC); lower is better.
 
-    The generalised risk at coverage k/n is the share of *all* rows that are answered wrongly.
-    Joined by straight lines from (0, 0), its area is
+    The generalised risk at coverage k/n is the share of *all* samples that are answered
+    incorrectly. The area under it, with linear interpolation from (0, 0), is
 
     .. math:: \mathrm{AUGRC} = (1 - \mathrm{AUROC}_f)\,\mathrm{acc}\,(1 - \mathrm{acc})
         + \tfrac12 (1 - \mathrm{acc})^2,
 
-    where :math:`\mathrm{AUROC}_f` is the chance that a right answer is ranked above a wrong one.
+    where :math:`\mathrm{AUROC}_f` is the probability that a correct answer is ranked above an
+    incorrect one.
 
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
         True labels.
     y_proba : array-like of shape (n_samples, n_classes) or (n_samples,)
-        Probabilities; one-dimensional: of `pos_label`.
+        Probabilities; if one-dimensional, those of `pos_label`.
     confidence : array-like of shape (n_samples,), default=None
-        What rows are ranked by, larger = more sure. None: the largest probability of the row.
+        Values that rank the samples, larger for more confident ones. If None, the largest
+        probability of each sample.
     labels : array-like of shape (n_classes,), default=None
-        The label of each column. None: the sorted distinct values of `y_true`.
+        The label of each column. If None, the sorted distinct values of `y_true`.
     pos_label : int, float, bool or str, default=None
-        The label of a one-dimensional `y_proba`. None: the greater label.
+        The label of a one-dimensional `y_proba`. If None, the greater label.
 
     Returns
     -------
     float
-        The area, in [0, 0.5]. A ranking that knows nothing scores half the error rate.
+        The area, in [0, 0.5]. An uninformative ranking gives half the error rate.
+
+    Raises
+    ------
+    ValueError
+        If labels and columns do not match, `y_proba` does not hold probabilities, or `confidence`
+        is not finite or of another length.
 
     See Also
     --------
-    area_under_risk_coverage_curve : The older area.
+    area_under_risk_coverage_curve : The classical area.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Selective prediction: answer the most confident rows, refuse the rest."""
+"""Selective prediction: answer the most confident samples and abstain on the rest."""
 
 from numbers import Real
 
@@ -17,9 +17,9 @@ RANKING_INPUTS = {
 
 
 def expected_errors(y_true, y_proba, confidence, labels, pos_label):
-    """Return the expected number of errors (n,) among the k most confident rows, k = 1..n.
+    """Return the expected number of errors (n,) among the k most confident samples, k = 1..n.
 
-    Rows of equal confidence are in random order, so errors grow linearly inside a tie.
+    Tied samples are in random order, so the expectation is linear within a tie.
     """
     codes, proba, _ = encode_labels(y_true, y_proba, labels, pos_label)
     top, correct = top_label(codes, proba)
@@ -35,44 +35,53 @@ def _check_confidence(confidence, n):
     if len(confidence) != n:
         raise ValueError(f"confidence has {len(confidence)} values, but there are {n} samples.")
     if not np.isfinite(confidence).all():
-        raise ValueError("confidence holds NaN or infinity; larger finite values mean more sure.")
+        raise ValueError(
+            "confidence holds NaN or infinity; larger finite values mean more certain."
+        )
     return confidence
 
 
 @validate_params(RANKING_INPUTS, prefer_skip_nested_validation=True)
 def risk_coverage_curve(y_true, y_proba, *, confidence=None, labels=None, pos_label=None):
-    r"""Error rate among the most confident rows, for every number of rows answered.
+    r"""Error rate among the most confident samples, for every number of samples answered.
 
     .. math:: r(k/n) = \frac1k \sum_{i=1}^{k} 1[\hat y_{(i)} \ne y_{(i)}]
 
-    with rows sorted by falling confidence. Ties are averaged over all their orders, so the curve
-    does not depend on the order of the rows. Times `coverage` it is the generalised risk.
+    with samples sorted by decreasing confidence. Ties are averaged over all their orders, so the
+    curve does not depend on the order of the samples. Multiplied by `coverage`, it is the
+    generalised risk.
 
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
         True labels.
     y_proba : array-like of shape (n_samples, n_classes) or (n_samples,)
-        Probabilities; one-dimensional: of `pos_label`.
+        Probabilities; if one-dimensional, those of `pos_label`.
     confidence : array-like of shape (n_samples,), default=None
-        What rows are ranked by, larger = more sure, such as a negative uncertainty. None: the
-        largest probability of the row.
+        Values that rank the samples, larger for more confident ones, such as a negated uncertainty.
+        If None, the largest probability of each sample.
     labels : array-like of shape (n_classes,), default=None
-        The label of each column. None: the sorted distinct values of `y_true`.
+        The label of each column. If None, the sorted distinct values of `y_true`.
     pos_label : int, float, bool or str, default=None
-        The label of a one-dimensional `y_proba`. None: the greater label.
+        The label of a one-dimensional `y_proba`. If None, the greater label.
 
     Returns
     -------
     coverage : ndarray of shape (n_samples,)
-        Share of rows answered: 1/n, 2/n, .., 1.
+        Share of samples answered: 1/n, 2/n, .., 1.
     risk : ndarray of shape (n_samples,)
         Error rate among them.
 
+    Raises
+    ------
+    ValueError
+        If labels and columns do not match, `y_proba` does not hold probabilities, or `confidence`
+        is not finite or of another length.
+
     See Also
     --------
-    area_under_risk_coverage_curve : Its mean.
-    RiskCoverageDisplay : Its plot.
+    area_under_risk_coverage_curve : Mean of the risk.
+    RiskCoverageDisplay : Plot of this curve.
 
     Examples
     --------
@@ -94,34 +103,41 @@ def risk_coverage_curve(y_true, y_proba, *, confidence=None, labels=None, pos_la
 def accuracy_at_coverage(
     y_true, y_proba, *, coverage=0.8, confidence=None, labels=None, pos_label=None
 ):
-    """Accuracy among the most confident share of the rows.
+    """Accuracy among the most confident share of the samples.
 
-    The number answered is ``ceil(coverage * n_samples)``. If that cuts a tie, the expectation
-    over the orders of the tie is returned.
+    ``ceil(coverage * n_samples)`` samples are answered. If this splits a tie, the expectation over
+    the orders of the tie is returned.
 
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
         True labels.
     y_proba : array-like of shape (n_samples, n_classes) or (n_samples,)
-        Probabilities; one-dimensional: of `pos_label`.
+        Probabilities; if one-dimensional, those of `pos_label`.
     coverage : float, default=0.8
-        Share of rows to answer, in (0, 1].
+        Share of samples to answer, in (0, 1].
     confidence : array-like of shape (n_samples,), default=None
-        What rows are ranked by, larger = more sure. None: the largest probability of the row.
+        Values that rank the samples, larger for more confident ones. If None, the largest
+        probability of each sample.
     labels : array-like of shape (n_classes,), default=None
-        The label of each column. None: the sorted distinct values of `y_true`.
+        The label of each column. If None, the sorted distinct values of `y_true`.
     pos_label : int, float, bool or str, default=None
-        The label of a one-dimensional `y_proba`. None: the greater label.
+        The label of a one-dimensional `y_proba`. If None, the greater label.
 
     Returns
     -------
     float
         The accuracy, in [0, 1]; higher is better.
 
+    Raises
+    ------
+    ValueError
+        If labels and columns do not match, `y_proba` does not hold probabilities, or `confidence`
+        is not finite or of another length.
+
     See Also
     --------
-    risk_coverage_curve : One minus the accuracy at every coverage.
+    risk_coverage_curve : Error rate at every coverage.
 
     Examples
     --------
@@ -133,6 +149,6 @@ def accuracy_at_coverage(
     _, risk = risk_coverage_curve(
         y_true, y_proba, confidence=confidence, labels=labels, pos_label=pos_label
     )
-    # 0.55 * 100 is a little over 55 in floating point: do not answer a 56th row for that.
+    # 0.55 * 100 exceeds 55 in floating point; that must not add a 56th sample.
     answered = int(np.ceil(coverage * len(risk) - 1e-9))
     return float(1 - risk[max(answered, 1) - 1])

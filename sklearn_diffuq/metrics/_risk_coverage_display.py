@@ -1,4 +1,4 @@
-"""Plot of the error rate against the share of samples answered."""
+"""Risk-coverage plot: error rate against the share of samples answered."""
 
 import numpy as np
 
@@ -7,16 +7,16 @@ from sklearn_diffuq.metrics._risk_coverage_curve import risk_coverage_curve
 
 
 class RiskCoverageDisplay:
-    """Error rate among the most confident rows against the share of rows answered.
+    """Error rate among the most confident samples against the share of samples answered.
 
-    Use `from_estimator` or `from_predictions`; pass ``ax=`` to compare methods.
+    Create displays with `from_estimator` or `from_predictions`; pass ``ax=`` to compare methods.
 
     Parameters
     ----------
     coverage, risk : ndarray of shape (n_samples,)
         As returned by `risk_coverage_curve`.
     aurc : float, default=None
-        Area under the curve, shown in the legend.
+        Area under the curve, shown in the legend; if None, none is shown.
     name : str, default=None
         Name of the method in the legend.
 
@@ -31,8 +31,8 @@ class RiskCoverageDisplay:
 
     See Also
     --------
-    risk_coverage_curve : The numbers.
-    area_under_risk_coverage_curve : Their summary.
+    risk_coverage_curve : The plotted values.
+    area_under_risk_coverage_curve : Summary of the curve.
 
     Examples
     --------
@@ -63,7 +63,7 @@ class RiskCoverageDisplay:
         y : array-like of shape (n_samples,)
             True labels.
         name : str, default=None
-            Name in the legend; None: the class of the estimator.
+            Name in the legend; if None, the class of the estimator.
         **kwargs : dict
             Passed to `from_predictions`.
 
@@ -96,17 +96,18 @@ class RiskCoverageDisplay:
         y_true : array-like of shape (n_samples,)
             True labels.
         y_proba : array-like of shape (n_samples, n_classes) or (n_samples,)
-            Probabilities; one-dimensional: of `pos_label`.
+            Probabilities; if one-dimensional, those of `pos_label`.
         confidence : array-like of shape (n_samples,), default=None
-            What rows are ranked by, larger = more sure. None: the largest probability.
+            Values that rank the samples, larger for more confident ones. If None, the largest
+            probability of each sample.
         labels : array-like of shape (n_classes,), default=None
-            The label of each column. None: the sorted distinct values of `y_true`.
+            The label of each column. If None, the sorted distinct values of `y_true`.
         pos_label : int, float, bool or str, default=None
-            The label of a one-dimensional `y_proba`. None: the greater label.
+            The label of a one-dimensional `y_proba`. If None, the greater label.
         name : str, default=None
             Name of the method in the legend.
         ax : matplotlib Axes, default=None
-            Axes to plot on; None: a new figure.
+            Axes to plot on; if None, those of a new figure.
         **kwargs : dict
             Passed to `matplotlib.axes.Axes.plot`.
 
@@ -121,14 +122,14 @@ class RiskCoverageDisplay:
         return cls(coverage, risk, aurc=float(risk.mean()), name=name).plot(ax=ax, **kwargs)
 
     def plot(self, ax=None, *, name=None, **kwargs):
-        """Draw the curve; the vertical axis is scaled to coverages of 5% and more.
+        """Draw the curve, with the vertical axis scaled to coverages of at least 5%.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Axes to plot on; None: a new figure.
+            Axes to plot on; if None, those of a new figure.
         name : str, default=None
-            Name in the legend; None: that of the constructor.
+            Name in the legend; if None, that of the constructor.
         **kwargs : dict
             Passed to `matplotlib.axes.Axes.plot`.
 
@@ -140,13 +141,13 @@ class RiskCoverageDisplay:
         ax = axes_or_new(ax)
         name = self.name if name is None else name
         label = labelled(name, None if self.aurc is None else f"AURC {self.aurc:.3f}")
-        # The first few rows are noise: one early error would set the scale of the whole plot.
+        # The first few samples are noise: one early error would set the scale of the whole plot.
         coverage, risk = np.asarray(self.coverage), np.asarray(self.risk)
         top = max(1.1 * risk[coverage >= 0.05].max(), 0.01)
         if ax.lines:
             top = max(top, ax.get_ylim()[1])
         (self.line_,) = ax.plot(coverage, risk, **{"label": label, **kwargs})
-        ax.set(xlabel="Coverage (share of rows answered)", ylabel="Risk (error rate)")
+        ax.set(xlabel="Coverage (share of samples answered)", ylabel="Risk (error rate)")
         ax.set(xlim=(0, 1), ylim=(0, top))
         if label is not None:
             ax.legend(loc="best", fontsize="small")

@@ -1,4 +1,4 @@
-"""Split of an uncertainty into aleatoric and epistemic parts."""
+"""Decomposition of predictive uncertainty into aleatoric and epistemic parts."""
 
 import numpy as np
 from scipy.special import entr, kl_div
@@ -10,32 +10,37 @@ from sklearn_diffuq.metrics._probabilities import check_probabilities
 
 @validate_params({"sampled_probas": ["array-like"]}, prefer_skip_nested_validation=True)
 def uncertainty_decomposition(sampled_probas):
-    r"""Split the entropy of an averaged prediction into aleatoric and epistemic parts, in nats.
+    r"""Decompose the entropy of a mean prediction into aleatoric and epistemic parts, in nats.
 
-    With draws :math:`p^1 .. p^K` of the class probabilities of a row and their mean
+    With draws :math:`p^1 .. p^K` of the class probabilities of a sample and their mean
     :math:`\bar p`,
 
     .. math:: \underbrace{H[\bar p]}_{\text{total}} =
         \underbrace{\tfrac1K \textstyle\sum_k H[p^k]}_{\text{aleatoric}} +
         \underbrace{\tfrac1K \textstyle\sum_k \mathrm{KL}(p^k \| \bar p)}_{\text{epistemic}}.
 
-    The epistemic part is the mutual information of label and draw (BALD).
+    The epistemic part is the mutual information between label and draw (BALD).
 
     Parameters
     ----------
     sampled_probas : array-like of shape (n_draws, n_samples, n_classes)
-        Probabilities, such as those of `DiffusionCalibratedClassifier.sample_proba`, an ensemble
-        or Monte Carlo dropout.
+        Probabilities, for example from `DiffusionCalibratedClassifier.sample_proba`, an ensemble or
+        Monte Carlo dropout.
 
     Returns
     -------
     Bunch
-        `total`, `aleatoric` and `epistemic`, each an ndarray of shape (n_samples,), not negative,
+        `total`, `aleatoric` and `epistemic`, each a non-negative ndarray of shape (n_samples,),
         with total = aleatoric + epistemic exactly.
+
+    Raises
+    ------
+    ValueError
+        If `sampled_probas` has another shape or does not hold probabilities.
 
     See Also
     --------
-    calibration_refinement_decomposition : Parts of a loss, which needs the true labels.
+    calibration_refinement_decomposition : Decomposition of a loss, which needs labels.
 
     References
     ----------
@@ -59,5 +64,5 @@ def uncertainty_decomposition(sampled_probas):
     draws = check_probabilities(draws.reshape(-1, draws.shape[2])).reshape(draws.shape)
     aleatoric = entr(draws).sum(axis=2).mean(axis=0)
     divergence = kl_div(draws, draws.mean(axis=0)).sum(axis=2).mean(axis=0)
-    epistemic = np.maximum(divergence, 0)  # draws that agree leave rounding of either sign
+    epistemic = np.maximum(divergence, 0)  # rounding of equal draws has either sign
     return Bunch(total=aleatoric + epistemic, aleatoric=aleatoric, epistemic=epistemic)

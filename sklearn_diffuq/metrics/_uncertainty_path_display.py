@@ -6,14 +6,14 @@ from sklearn_diffuq.metrics._axes import axes_or_new, integer_ticks
 
 
 class UncertaintyPathDisplay:
-    """Variance of the state along the diffusion path: median over rows, and a quantile band.
+    """State variance along the diffusion path: median over samples, and a quantile band.
 
     Parameters
     ----------
     path_variance : array-like of shape (n_samples, n_steps)
-        Variance of every row at every step.
+        Variance of every sample at every step.
     name : str, default=None
-        Name of the rows in the legend.
+        Name of the samples in the legend.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class UncertaintyPathDisplay:
 
     @classmethod
     def from_estimator(cls, estimator, X, **kwargs):
-        """Plot the variance that a fitted `DiffusionCalibratedClassifier` reports.
+        """Plot the variance reported by a fitted `DiffusionCalibratedClassifier`.
 
         Parameters
         ----------
@@ -70,11 +70,11 @@ class UncertaintyPathDisplay:
         Parameters
         ----------
         path_variance : array-like of shape (n_samples, n_steps)
-            Variance of every row at every step.
+            Variance of every sample at every step.
         name : str, default=None
-            Name of the rows in the legend.
+            Name of the samples in the legend.
         ax : matplotlib Axes, default=None
-            Axes to plot on; None: a new figure.
+            Axes to plot on; if None, those of a new figure.
         **kwargs : dict
             Passed to `plot`.
 
@@ -86,16 +86,16 @@ class UncertaintyPathDisplay:
         return cls(path_variance, name=name).plot(ax=ax, **kwargs)
 
     def plot(self, ax=None, *, name=None, quantiles=(0.1, 0.9), **kwargs):
-        """Draw median and band.
+        """Draw the median and the band.
 
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Axes to plot on; None: a new figure.
+            Axes to plot on; if None, those of a new figure.
         name : str, default=None
-            Name in the legend; None: that of the constructor.
+            Name in the legend; if None, that of the constructor.
         quantiles : tuple of two floats, default=(0.1, 0.9)
-            Ends of the band, over rows.
+            Quantiles over samples that bound the band.
         **kwargs : dict
             Passed to `matplotlib.axes.Axes.plot`.
 
