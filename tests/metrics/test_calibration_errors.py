@@ -88,7 +88,7 @@ def test_unknown_options_are_refused(problem, option, value):
 
 
 def test_confidence_one_shares_the_last_bin():
-    # A hidden extra bin for 1.0 gives (0.05 + 1) / 2 = 0.525.
+    # An extra bin for 1.0 would give (0.05 + 1) / 2 = 0.525.
     assert expected_calibration_error([1, 0], [0.95, 1.0], n_bins=10) == pytest.approx(0.475)
 
 
@@ -160,7 +160,7 @@ def test_signed_gap_is_mean_confidence_minus_accuracy(problem):
 
 @st.composite
 def forecasts(draw):
-    """Rows on a coarse grid, so that ties, zeros and ones abound, and a permutation of them."""
+    """Forecasts on a coarse grid, with many ties, zeros and ones, and a permutation of them."""
     n, n_classes = draw(st.integers(1, 30)), draw(st.integers(2, 4))
     parts = st.lists(st.integers(0, 4), min_size=n_classes, max_size=n_classes)
     rows = np.array(draw(st.lists(parts, min_size=n, max_size=n)), dtype=float)

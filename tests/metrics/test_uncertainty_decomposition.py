@@ -11,7 +11,7 @@ def entropy(p):
     return -sum(x * np.log(x) for x in p if x > 0)
 
 
-def test_uncertainty_equals_a_loop_over_rows():
+def test_uncertainty_equals_a_loop_over_samples():
     draws = np.random.default_rng(0).dirichlet([0.3, 0.3, 0.3], size=(7, 20))
     draws[0, 0] = [1, 0, 0]
     parts = uncertainty_decomposition(draws)
