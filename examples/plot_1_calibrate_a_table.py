@@ -1,18 +1,19 @@
 """
-Calibrate a classifier for a table
-==================================
+Calibrate a tabular classifier
+==============================
 
-A transformer for tables is trained, frozen, and calibrated on held-out rows in five ways: not at
-all, by three methods of scikit-learn's :class:`~sklearn.calibration.CalibratedClassifierCV`, and by
-:class:`~sklearn_diffuq.DiffusionCalibratedClassifier`. All see the same rows.
+A transformer for tabular data is trained and frozen. Its uncalibrated probabilities are compared
+with three calibration methods of scikit-learn's
+:class:`~sklearn.calibration.CalibratedClassifierCV` and with
+:class:`~sklearn_diffuq.DiffusionCalibratedClassifier`, all calibrated on the same samples.
 """
 
 # %%
 # The data
 # --------
-# Ten measurements of 442 patients. Does their diabetes progress faster than that of the median
-# patient? The measurements tell it only in part, and a network that trains long enough becomes sure
-# of what cannot be known.
+# The data set has ten measurements of 442 patients. The task is to predict whether a patient's
+# diabetes progresses faster than the median. The measurements determine this only in part, so a
+# network that is trained for long becomes over-confident.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -30,16 +31,16 @@ X, progression = load_diabetes(return_X_y=True)
 y = (progression > np.median(progression)).astype(int)
 
 # %%
-# One comparison
+# A single split
 # --------------
-# The wrapped classifier is trained once, for a fixed number of epochs on all training rows.
-# ``FrozenEstimator`` keeps everybody from training it again.
+# The wrapped classifier is trained once on all training samples, for a fixed number of epochs.
+# ``FrozenEstimator`` prevents retraining.
 
 
 def compare(train, calibration, X_test, seed):
     wrapped = FTTransformerClassifier(max_epochs=60, validation_fraction=0.0, random_state=seed)
     frozen = FrozenEstimator(wrapped.fit(*train))
-    proba = {"as is": frozen.predict_proba(X_test)}
+    proba = {"uncalibrated": frozen.predict_proba(X_test)}
     for method in ("temperature", "sigmoid", "isotonic"):
         calibrated = CalibratedClassifierCV(frozen, method=method).fit(*calibration)
         proba[method] = calibrated.predict_proba(X_test)
@@ -53,7 +54,7 @@ def compare(train, calibration, X_test, seed):
 # %%
 # Several random splits
 # ---------------------
-# Half of the rows train, a fifth calibrates, the rest tests.
+# Half of the samples are used for training, a fifth for calibration, and the rest for testing.
 
 scores, tested = [], {}
 for seed in range(5):
@@ -77,18 +78,19 @@ for seed in range(5):
         )
 
 # %%
-# Means over the splits. Lower is better except for accuracy. The log loss (NLL, in nats) and the
-# Brier score are proper: only the true probabilities minimise them. ECE is not.
+# The table shows means over the splits. Lower is better except for accuracy. The log loss (NLL, in
+# nats) and the Brier score are strictly proper scoring rules: in expectation, only the true
+# probabilities minimise them. ECE is not.
 
 print(pd.DataFrame(scores).groupby("method", sort=False).mean().round(4).to_string())
 
 # %%
 # Reliability
 # -----------
-# On the diagonal, a prediction with confidence 0.8 is right in 80% of the cases.
+# On the diagonal, predictions with a confidence of 0.8 are correct in 80% of the cases.
 
 figure, axes = plt.subplots(1, 3, figsize=(12, 4), sharey=True)
-for ax, method in zip(axes, ("as is", "temperature", "diffusion"), strict=True):
+for ax, method in zip(axes, ("uncalibrated", "temperature", "diffusion"), strict=True):
     labels, proba = (np.concatenate(parts) for parts in zip(*tested[method], strict=True))
     ReliabilityDisplay.from_predictions(labels, proba, name=method, ax=ax)
 figure.tight_layout()

@@ -1,4 +1,4 @@
-"""The harness of the benchmarks: it is fair, it resumes, and its report is complete."""
+"""The benchmark harness compares fairly, resumes stopped runs, and reports all results."""
 
 from dataclasses import replace
 from itertools import product
@@ -10,18 +10,18 @@ import pandas as pd
 import pytest
 import torch
 from costs import parameters
-from harness import Part, Problem, prepare, run
-from methods import Method, as_is, backbone, diffusions
-from report import NO_RESULTS, name_of, write_report, write_rst
-from scipy.special import log_softmax, softmax
-from scores import (
+from evaluation import (
     check_logits,
+    detection,
     divergence_from_raters,
-    fit_temperature,
     log_probabilities,
     measure,
-    separation,
 )
+from harness import Part, Problem, prepare, run
+from methods import Method, backbone, diffusions, uncalibrated
+from rendering import html, markdown, rst
+from report import NO_RESULTS, name_of, run_section, write_report, write_rst
+from scipy.special import log_softmax, softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import make_classification
@@ -32,12 +32,13 @@ from store import COLUMNS, Store
 from summaries import incomplete, mean_ranks, outliers, over_parts, ranks_over_parts
 
 from sklearn_diffuq._path.covariance import NoiseScales
+from sklearn_diffuq.metrics._temperature import fit_temperature
 
 SCIKIT_LEARN = backbone()
 
 
-def rows_of(first_label=0, n_classes=3):
-    """Return training, calibration and test rows with labels from `first_label` on."""
+def samples_of(first_label=0, n_classes=3):
+    """Return training, calibration and test samples with labels from `first_label` on."""
     X, y = make_classification(
         900, 10, n_informative=6, n_classes=n_classes, class_sep=0.7, random_state=0
     )
@@ -46,8 +47,8 @@ def rows_of(first_label=0, n_classes=3):
 
 
 def problem_of(seed=0, first_label=0, n_classes=3):
-    """Return a problem with a test part, a corrupted one, and outliers."""
-    train, calibration, (X, y) = rows_of(first_label, n_classes)
+    """Return a problem with a test set, corrupted samples, and outliers."""
+    train, calibration, (X, y) = samples_of(first_label, n_classes)
     rng = np.random.default_rng(seed)
     parts = [
         Part("test", lambda: X, y),
@@ -64,7 +65,7 @@ def values(results, **equal):
 
 
 class Probabilities(ClassifierMixin, BaseEstimator):
-    """Knows the logits of row X[:, 0], eight times too large, and rounds its probabilities."""
+    """Predicts the logits of index X[:, 0], times eight, as probabilities rounded to float32."""
 
     def __init__(self, logits):
         self.logits = logits
@@ -81,7 +82,7 @@ class Probabilities(ClassifierMixin, BaseEstimator):
 
 
 class Logits(Probabilities):
-    """Has the logits as well."""
+    """Offers the logits too."""
 
     def decision_function(self, X):
         return 8 * self.logits[X[:, 0]]
@@ -89,7 +90,7 @@ class Logits(Probabilities):
 
 @pytest.mark.parametrize(("first_label", "n_classes"), [(1, 3), (10, 3), (1, 2)])
 def test_scikit_learn_collapses_on_labels_that_do_not_start_at_zero(first_label, n_classes):
-    train, calibration, (X, y) = rows_of(first_label, n_classes)
+    train, calibration, (X, y) = samples_of(first_label, n_classes)
     frozen = FrozenEstimator(LogisticRegression(C=1e5, max_iter=1000).fit(*train))
     trapped = CalibratedClassifierCV(frozen, method="temperature").fit(*calibration)
     assert log_loss(y, trapped.predict_proba(X)) > log_loss(y, frozen.predict_proba(X)) + 0.1
@@ -109,7 +110,7 @@ def test_the_harness_encodes_labels(tmp_path, first_label, n_classes):
         for scaling in ("raw", "temperature")
     }
     assert nll["temperature", "raw"] <= nll["backbone", "raw"] + 0.01
-    # scikit-learn's temperature on encoded labels and logits is the one of the harness.
+    # With encoded labels and logits, scikit-learn fits the same temperature as the harness.
     assert nll["temperature", "raw"] == pytest.approx(nll["backbone", "temperature"], abs=1e-4)
     assert nll["temperature", "temperature"] == pytest.approx(nll["temperature", "raw"], abs=1e-4)
 
@@ -140,17 +141,17 @@ def test_every_sklearn_method_has_the_same_labels_and_probabilities():
         np.testing.assert_allclose(proba, fitted.predict_proba(X), atol=1e-12)
 
 
-def test_logits_that_are_not_those_of_the_probabilities_are_refused():
+def test_logits_that_disagree_with_the_probabilities_are_refused():
     classifier = Logits(np.eye(3))
     classifier.predict_proba = lambda X: np.full((len(X), 3), 1 / 3)
     with pytest.raises(ValueError, match="must be the same"):
         check_logits(classifier, np.arange(3)[:, None])
 
 
-def test_scores_match_scikit_learn():
+def test_metrics_match_scikit_learn():
     rng = np.random.default_rng(0)
     log_proba = log_softmax(rng.normal(size=(200, 3)), axis=1)
-    y = rng.integers(2, size=200)  # a class that is missing from the labels counts
+    y = rng.integers(2, size=200)  # one class is missing from the labels
     found = measure(y, log_proba)
     proba = np.exp(log_proba)
     assert found["nll"] == pytest.approx(log_loss(y, proba, labels=[0, 1, 2]))
@@ -168,12 +169,12 @@ def test_divergence_from_the_raters():
     )
 
 
-def test_separation_takes_larger_as_more_familiar():
-    found = separation({"a": np.array([1.0, 2, 3])}, {"a": np.array([-1.0, 0])})
+def test_larger_scores_mean_in_distribution():
+    found = detection({"a": np.array([1.0, 2, 3])}, {"a": np.array([-1.0, 0])})
     assert found == {"auroc, a": 1, "fpr95, a": 0}
 
 
-def test_a_stopped_run_goes_on_where_it_was(tmp_path):
+def test_a_stopped_run_resumes(tmp_path):
     fits = []
 
     def counted(frozen, train, calibration, seed):
@@ -192,14 +193,14 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path):
 
     again = Store(tmp_path)
     again.start("test", {"rows": 1})
-    run(again, problems, {"first": Method(counted), "second": Method(as_is)}, [0, 1])
+    run(again, problems, {"first": Method(counted), "second": Method(uncalibrated)}, [0, 1])
     assert fits == [0, 1]
     assert again.done() == {("table", s, m) for s in (0, 1) for m in ("first", "second")}
     pd.testing.assert_frame_equal(again.results.iloc[: len(first)], first)
     assert not again.results.duplicated(
         ["problem", "seed", "method", "part", "severity", "scaling", "metric"]
     ).any()
-    with pytest.raises(SystemExit, match="other settings"):
+    with pytest.raises(SystemExit, match="for other settings"):
         Store(tmp_path).start("test", {"rows": 2})
 
 
@@ -210,7 +211,7 @@ def test_a_failure_leaves_the_others_and_is_reported(tmp_path):
     def broken(*args):
         raise ValueError("too few rows")
 
-    methods = {"rare": Method(missing), "broken": Method(broken), "backbone": Method(as_is)}
+    methods = {"rare": Method(missing), "broken": Method(broken), "backbone": Method(uncalibrated)}
     store = Store(tmp_path)
     store.start("test", {})
     failures = run(store, {"table": problem_of}, methods, [0])
@@ -243,7 +244,7 @@ def finished(request, tmp_path_factory):
     return store
 
 
-def test_the_report_has_every_result_and_what_was_run(finished):
+def test_the_report_has_every_result_and_every_command(finished):
     paths = write_report(finished)
     assert [path.name for path in paths] == ["report.md", "report.html"]
     lines = paths[0].read_text().splitlines()
@@ -263,6 +264,33 @@ def lines_with_pictures(lines):
     return sum(line.startswith("![") for line in lines)
 
 
+def test_every_command_is_a_bullet(tmp_path):
+    core = pytest.importorskip("docutils.core")
+    store = Store(tmp_path)
+    store.start("vision", {})
+    run(store, {"images": problem_of}, SCIKIT_LEARN, [0])
+    store.start("vision", {})
+    first, second = store.info["runs"]
+    first["command"] = "python a.py"
+    second |= {"machine": "another machine", "command": "python b.py"}
+    section = run_section(store)
+    assert section.bullets == (
+        f"{first['date']}: `python a.py` (environment 1)",
+        f"{second['date']}: `python b.py` (environment 2)",
+    )
+    assert "Environment 2: another machine; sklearn_diffuq" in section.text
+    tree = core.publish_doctree(rst("Title", [section], ""), settings_overrides={"halt_level": 2})
+    [bullets] = tree.findall(lambda node: node.tagname == "bullet_list")
+    assert [item.astext().split(": ")[1] for item in bullets] == [
+        "python a.py (environment 1)",
+        "python b.py (environment 2)",
+    ]
+    assert "\n\n- " in markdown("Title", [section])
+    assert html("Title", [section]).count("<li>") == 2
+    second["machine"] = first["machine"]
+    assert "(environment" not in " ".join(run_section(store).bullets)
+
+
 def test_a_folder_with_a_title_of_its_own_is_a_section_of_its_own(tmp_path):
     for folder, expected in (("vision-passes", "vision-passes"), ("mine", "vision")):
         store = Store(tmp_path / folder)
@@ -271,7 +299,7 @@ def test_a_folder_with_a_title_of_its_own_is_a_section_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize(("scales", "kept"), [((0, 0, 0), 0), ((0, 0, 0.1), 7), ((0.1, 0, 0), 7)])
-def test_what_distances_are_measured_with_counts_where_it_is_needed(scales, kept):
+def test_reference_states_count_as_parameters_only_if_used(scales, kept):
     frozen = SimpleNamespace(backbone_=SimpleNamespace(module=torch.nn.Linear(9, 10)))
     covariance = torch.nn.Module()
     covariance.register_buffer("states", torch.zeros(7))
@@ -297,7 +325,7 @@ def test_mean_ranks_and_what_is_incomplete():
         "a": {"good": 0.1, "bad": 0.3, "rare": 0.2},
         "b": {"good": 0.3, "bad": 0.4},
         "c": {"good": 0.2, "bad": 0.1},
-        "d": {"good": 0.2},  # the run was stopped here
+        "d": {"good": 0.2},  # the run stopped here
     }
     results = pd.DataFrame(
         [(p, 0, m, "test", 0, s, "nll", v) for p, values in nll.items() for m, v in values.items()
@@ -321,7 +349,7 @@ def test_ranks_and_means_over_parts():
          for part, v in zip(parts, row) for metric in ("nll", "brier") for seed in (0, 1)],
         columns=COLUMNS,
     )  # fmt: skip
-    # A seed that only one method has is of other rows, and must not count.
+    # A seed with results of one method only must not count.
     other = results[(results["seed"] == 0) & (results["method"] == "bad")].assign(seed=2, value=0.0)
     ranks = ranks_over_parts(pd.concat([results, other]))
     assert dict(ranks["mean rank, nll"]) == {"good": "1.33", "fair": "1.67", "bad": "3.00"}
@@ -340,7 +368,7 @@ def test_outliers_have_a_mean_over_their_kinds():
     assert table["auroc"]["unseen mean"] == f"35.0 ± {half:.1f}"
 
 
-def test_the_documentation_gets_what_there_is(finished, tmp_path):
+def test_the_documentation_includes_the_available_results(finished, tmp_path):
     core = pytest.importorskip("docutils.core")
     write_rst([], tmp_path)
     assert (tmp_path / "all.inc").read_text().strip() == NO_RESULTS
@@ -359,7 +387,7 @@ def test_the_documentation_gets_what_there_is(finished, tmp_path):
         write_rst([quick], tmp_path)
 
 
-def test_parts_keep_what_they_are_when_labels_are_encoded():
+def test_encoding_labels_keeps_the_rest_of_a_part():
     problem = problem_of(first_label=1)
     first = replace(problem.parts[0], shares=np.ones((300, 3)) / 3)
     prepared = prepare(replace(problem, parts=[first, *problem.parts[1:]]))
@@ -368,7 +396,7 @@ def test_parts_keep_what_they_are_when_labels_are_encoded():
     assert prepared.parts[2].y is None
 
 
-def test_kinds_of_inference_are_summed_up_over_seeds():
+def test_kinds_of_inference_are_summarised_over_seeds():
     lines = [
         ("images", seed, method, metric, value)
         for seed in (0, 1)
@@ -384,31 +412,29 @@ def test_kinds_of_inference_are_summed_up_over_seeds():
         lines += [("images", seed, "moments", metric, value + seed / 10) for seed in (0, 1)]
     results = pd.DataFrame(lines, columns=["problem", "seed", "method", "metric", "value"])
     moments, paths = inference.summary(results).to_dict("records")
-    assert moments["of them with noise"] == 1
-    assert moments["largest"] == "0.0020"
-    assert moments["less that of 256 paths"].startswith("-0.0005 ± ")
-    assert moments["less that of all paths, every row"].startswith("0.0480 ± ")
-    assert moments["± over rows"] == "0.1500"
+    assert moments["seeds with noise"] == 1
+    assert moments["largest absolute difference"] == "0.0020"
+    assert moments["NLL minus 256-path NLL"].startswith("-0.0005 ± ")
+    assert moments["NLL minus all-paths NLL (full test set)"].startswith("0.0480 ± ")
+    assert moments["± over samples"] == "0.1500"
     assert moments["same class, percent"].startswith("98.5 ± ")
     assert moments["seconds relative to mean"].startswith("1.25 ± ")
-    assert paths["seconds relative to mean"] == paths["± over rows"] == ""
+    assert paths["seconds relative to mean"] == paths["± over samples"] == ""
 
 
 class _TwoKindsOfPaths:
-    """Half of the paths (in antithetic pairs) say .9, half say .5, at random for each batch."""
+    """Paths in antithetic pairs: a random half, given the seed, predict 0.9, the others 0.5."""
 
-    _seed = 0
-
-    def sample_proba(self, X, n_samples):
-        sure = np.random.default_rng(self._seed).random(n_samples // 2) < 0.5
+    def sample_proba(self, X, n_samples=None, random_state=None):
+        sure = np.random.default_rng(random_state).random(n_samples // 2) < 0.5
         p = np.where(np.concatenate([sure, sure]), 0.9, 0.5)[:, None].repeat(len(X), 1)
         return np.stack([1 - p, p], 2)
 
 
 def test_fresh_paths_are_drawn_for_every_batch(monkeypatch):
-    monkeypatch.setattr(inference, "FRESH_ROWS", 1)
+    monkeypatch.setattr(inference, "FRESH_BATCH", 1)
     X, y = np.zeros((20_000, 1)), np.ones(20_000, dtype=int)
-    found = inference.fresh_paths_nll(_TwoKindsOfPaths(), X, y).mean()
+    found = inference.fresh_paths_nll(_TwoKindsOfPaths(), X, y, 0).mean()
     limit = -np.log(0.7)
     eight = np.mean([-np.log(np.mean(p)) for p in product((0.9, 0.5), repeat=4)])
     assert found == pytest.approx(limit, abs=0.4 * (eight - limit))

@@ -1,15 +1,15 @@
-"""Which part of the method does what? Its controls, on images or on tables.
+"""Ablation: which part of the method does what, on images or on tabular data?
 
     python examples/benchmarks/ablation.py --quick
     python examples/benchmarks/ablation.py
     python examples/benchmarks/ablation.py --data tables
 
-Each variant is `DiffusionCalibratedClassifier` with the options below; to try another, add a line.
-A line whose options change needs a new name, since finished results are kept by name.
+Each variant is `DiffusionCalibratedClassifier` with the options below. To try another, add a line.
+Results are stored by name, so a variant whose options change needs a new name.
 
-The images are those of ``vision.py``, with fewer of them, shorter training and corruptions at
-severities 1, 3 and 5; they support no noise, so that the controls of the noise are told apart by
-the tables, four of those of ``tables.py``.
+The images are those of ``vision.py``, with fewer samples, shorter training, and corruptions of
+severities 1, 3 and 5. Calibration usually finds no noise on them, so noise ablations are compared
+on tabular data: four of the tables of ``tables.py``.
 """
 
 import sys
@@ -37,7 +37,6 @@ TRAINED = {
     "no path loss": {"path_weight": 0.0},
     "constant covariance": {"covariance": "constant"},
     "attention covariance": {"covariance": "attention"},
-    "residual covariance": {"covariance": "residual"},
     "independent token noise": {"noise_rank": 0},
     "one noise direction": {"noise_rank": 1},
     "rank 4": {"rank": 4},
@@ -48,9 +47,8 @@ SEVERAL = "one fit for 4, 2 and 8 steps"
 STEPS = {
     "8 steps": {"n_steps": 8},
     "2 steps": {"n_steps": 2},
-    SEVERAL: {"n_steps": (4, 2, 8), "max_epochs": 3 * N_EPOCHS},  # as long as three fits
+    SEVERAL: {"n_steps": (4, 2, 8), "max_epochs": 3 * N_EPOCHS},  # as many as three fits have
     "2 shared blocks": {"n_shared_blocks": 2},
-    "readout trained": {"readout": "finetune"},
 }
 UNTRAINED = {
     "blockwise": {"transition": "blockwise", "n_steps": None},
@@ -67,8 +65,8 @@ ROWS = {"train": 4_000, "calibration": 1_500, "test": 4_000, "shift": 500}
 TABLES = ("heart", "contraceptive", "vehicle", "digits")
 
 
-def image_controls(**training):
-    """Return name -> method."""
+def image_variants(**training):
+    """Return name -> method for the images."""
     variants = {**TRAINED, **STEPS, **UNTRAINED}
     fitted = {name: {**vision.UNIFIED, **training, **options} for name, options in variants.items()}
     methods = {
@@ -84,19 +82,19 @@ def image_controls(**training):
     return methods
 
 
-def table_controls():
-    """Return name -> method."""
+def table_variants():
+    """Return name -> method for the tables."""
     return {"backbone": backbone()["backbone"], **diffusions({**TRAINED, **UNTRAINED})}
 
 
 def add_arguments(parser):
-    """Add what only this benchmark asks for."""
+    """Add the arguments of this benchmark."""
     parser.add_argument("--data", choices=("images", "tables"), default="images")
 
 
 def main():
     """Run the benchmark."""
-    names = list(image_controls(max_epochs=1))
+    names = list(image_variants(max_epochs=1))
     options = parse(__doc__.splitlines()[0], names, n_seeds=3, cheap=IN_QUICK, more=add_arguments)
     if options.data == "tables":
         max_rows = tables.QUICK_ROWS if options.quick else None
@@ -105,12 +103,12 @@ def main():
             for name in TABLES
         }
         settings = {"max rows": max_rows}
-        return benchmark("ablation-tables", options, settings, problems, table_controls())
+        return benchmark("ablation-tables", options, settings, problems, table_variants())
     n_rows = vision.QUICK if options.quick else ROWS
     load = partial(vision.load, n_rows=n_rows, severities=SEVERITIES, outliers=("digits",))
     settings = {"rows": n_rows, "epochs": N_EPOCHS}
     problems = {"Fashion-MNIST": load}
-    return benchmark("ablation", options, settings, problems, image_controls(max_epochs=N_EPOCHS))
+    return benchmark("ablation", options, settings, problems, image_variants(max_epochs=N_EPOCHS))
 
 
 if __name__ == "__main__":

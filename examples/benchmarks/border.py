@@ -1,14 +1,15 @@
-"""What could a recalibration reach on reviews of products, if it knew their labels?
+"""Upper bounds: what could recalibration reach on product reviews if it knew their labels?
 
     python examples/benchmarks/border.py
 
-The model of ``text.py`` learned from movie reviews. Maps of its logit margin to a probability are
-fitted *on labels of the product reviews themselves*, and judged on others of them (five folds):
-"confidence" may change how sure the model is and never which class it prefers, as all widening and
-every temperature; "border" may move the border between the classes too. They are no methods: no map
-of the margin alone that sees no product review can be expected to do better. Readouts of every
-depth, fitted on the calibration texts, tell whether the border has moved for earlier states as
-well. A gap is the share of texts called positive minus that of the positive ones, in points.
+The model of ``text.py`` was trained on movie reviews. Here, maps from its logit margin to a
+probability are fitted *to labels of the product reviews themselves* and evaluated by five-fold
+cross-validation. "confidence" may change the confidence but never the predicted class, like any
+temperature or added variance; "border" may also move the decision boundary. These are upper bounds,
+not methods: a map of the margin that is fitted without product reviews should not do better.
+Readouts at every depth, fitted to the calibration texts, show whether the decision boundary has
+moved for earlier states too. The gap is the share of texts predicted to be positive minus the share
+that are positive, in percentage points.
 """
 
 import argparse
@@ -18,11 +19,11 @@ from pathlib import Path
 import numpy as np
 import text
 import torch
-from harness import OUTPUT, prepare, record
+from evaluation import log_probabilities
+from harness import OUTPUT, as_record, prepare
 from rendering import Section
 from report import show_table
 from scipy.special import expit
-from scores import fit_temperature, log_probabilities
 from sklearn.base import clone
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
@@ -32,28 +33,30 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from store import Store
 
+from sklearn_diffuq.metrics._temperature import fit_temperature
+
 BATCH = 64
 ROWS = {**text.FULL, "shift": 1_000}
-FLOOR = 1e-3  # no step of an isotonic map is certain, or undecided
-READOUT_C = 1e-3  # of the readouts' logistic regressions; they see 768 features of 1,500 texts
+FLOOR = 1e-3  # keeps the steps of an isotonic map away from 0.5 and 1
+READOUT_C = 1e-3  # strong regularisation of the readouts: 768 features, 1,500 texts
 
 
 def confidence_map(margin, y, new_margin):
-    """Return the probability of the positive class by an isotonic map of the margin's size."""
-    right = (margin > 0) == y
+    """Return the probability of the positive class by isotonic regression on |margin|."""
+    correct = (margin > 0) == y
     isotonic = IsotonicRegression(y_min=0.5 + FLOOR, y_max=1 - FLOOR, out_of_bounds="clip")
-    p = isotonic.fit(np.abs(margin), right).predict(np.abs(new_margin))
+    p = isotonic.fit(np.abs(margin), correct).predict(np.abs(new_margin))
     return np.where(new_margin > 0, p, 1 - p)
 
 
-def border_map(margin, y, new_margin):
-    """Return the probability of the positive class by a logistic map of the margin."""
+def boundary_map(margin, y, new_margin):
+    """Return the probability of the positive class by logistic regression on the margin."""
     logistic = LogisticRegression(C=1e6).fit(margin[:, None], y)
     return logistic.predict_proba(new_margin[:, None])[:, 1]
 
 
 def cross_fitted(fit, margin, y):
-    """Return the probabilities of all rows, each from a map that was fitted without its fold."""
+    """Return the probability of every sample by a map that was fitted without its fold."""
     p = np.empty(len(y))
     for train, test in StratifiedKFold(5, shuffle=True, random_state=0).split(margin[:, None], y):
         p[test] = fit(margin[train], y[train], margin[test])
@@ -62,7 +65,7 @@ def cross_fitted(fit, margin, y):
 
 @torch.no_grad()
 def states(estimator, X):
-    """Return first token and token mean after the embedding and each block, (n_times, n, 2d)."""
+    """Return first token and mean token after the embedding and each block, (depth, n, 2d)."""
     parts = []
     for start in range(0, len(X), BATCH):
         chosen = list(X[start : start + BATCH])
@@ -76,8 +79,8 @@ def states(estimator, X):
     return torch.cat(parts, 1).numpy()
 
 
-def scores(y, p):
-    """Return the measured values of probabilities of the positive class."""
+def measure(y, p):
+    """Return metric -> value for probabilities of the positive class."""
     return {
         "nll": log_loss(y, np.clip(p, FLOOR, 1 - FLOOR)),
         "accuracy": 100 * ((p > 0.5) == y).mean(),
@@ -85,8 +88,8 @@ def scores(y, p):
     }
 
 
-def judge():
-    """Yield (part, map, measured values)."""
+def evaluate_maps():
+    """Yield (part, map, metric -> value)."""
     problem = prepare(text.load(0, ROWS))
     frozen, (X_cal, y_cal) = problem.estimator, problem.calibration
     temperature = fit_temperature(log_probabilities(frozen, X_cal), y_cal)
@@ -96,18 +99,18 @@ def judge():
         X, y = part.make(), part.y
         margin = log_probabilities(frozen, X) @ [-1, 1]
         name = f"{part.name}, severity {part.severity}" if part.severity else part.name
-        yield name, "temperature", scores(y, expit(margin / temperature))
+        yield name, "temperature", measure(y, expit(margin / temperature))
         if part.severity:
             continue
-        for kind, fit in (("confidence", confidence_map), ("border", border_map)):
-            yield name, f"{kind}, fitted here", scores(y, cross_fitted(fit, margin, y))
+        for kind, fit in (("confidence", confidence_map), ("border", boundary_map)):
+            yield name, f"{kind}, fitted here", measure(y, cross_fitted(fit, margin, y))
         for depth, x in enumerate(states(frozen.estimator, X)):
             p = readouts[depth].predict_proba(x)[:, 1]
-            yield name, f"readout at depth {depth}", scores(y, p)
+            yield name, f"readout at depth {depth}", measure(y, p)
 
 
 def summary(results):
-    """Return one line per part and map."""
+    """Return a table with one row per part and map."""
     table = results.pivot_table(
         index=["part", "method"], columns="metric", values="value", sort=False
     ).reset_index()
@@ -118,7 +121,7 @@ def summary(results):
 
 
 def main():
-    """Run what is missing, print the table, and write it for the documentation if asked to."""
+    """Compute the missing results and print the table; with --rst, also write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=OUTPUT / "border")
     parser.add_argument("--rst", type=Path, help="folder for the table of the documentation")
@@ -126,8 +129,8 @@ def main():
     store = Store(options.output)
     if store.results.empty:
         store.start("border", {"rows": ROWS})
-        for part, method, values in list(judge()):  # all of them or none
-            records = [record(part, metric, value) for metric, value in values.items()]
+        for part, method, values in list(evaluate_maps()):  # store all or none
+            records = [as_record(part, metric, value) for metric, value in values.items()]
             store.add(("Movie reviews", 0, method), records, {})
     show_table(store, Section("Maps", "", summary(store.results)), options.rst)
 

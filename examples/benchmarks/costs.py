@@ -1,12 +1,12 @@
-"""What a method costs: parameters, passes, time and memory, beside the wrapped model."""
+"""The cost of a method: parameters, passes, time and memory, relative to the wrapped model."""
 
 import time
 from pathlib import Path
 
 import numpy as np
 
-# Prediction fills its last batch up, so few rows would favour the smaller batches.
-N_TIMED_ROWS, TIMING_SECONDS = 512, 2
+# Prediction pads its last batch, so with few samples small batches would look faster.
+N_TIMED, TIMING_SECONDS = 512, 2
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -24,10 +24,11 @@ def _is_diffusion(classifier):
 
 
 def parameters(classifier, frozen):
-    """Return how many numbers prediction needs: parameters, and the posteriors of the rivals too.
+    """Return how many numbers prediction needs: parameters, and posteriors of the baselines.
 
-    A diffusion replaces the blocks of the wrapped model and keeps its embedding and readout. Its
-    covariance holds the states that distances are measured from, and a matrix for them.
+    A diffusion replaces the blocks of the wrapped model and keeps its embedding and readout. If its
+    calibration uses noise or distances, prediction also needs the reference states of the
+    covariance and their matrix.
     """
     wrapped = _wrapped_parameters(frozen)
     own = getattr(classifier, "n_parameters_", wrapped)
@@ -40,7 +41,7 @@ def parameters(classifier, frozen):
 
 
 def passes(classifier):
-    """Return the number of passes through the method's own network."""
+    """Return the number of forward passes through the method's network per prediction."""
     if not _is_diffusion(classifier):
         return getattr(classifier, "n_passes_", 1)
     scales = classifier.noise_scale_
@@ -49,12 +50,12 @@ def passes(classifier):
 
 
 def prediction_seconds(classifier, frozen, X):
-    """Return seconds per 1000 predictions, of the method and of the wrapped model.
+    """Return seconds per 1000 predictions, for the method and for the wrapped model.
 
-    Both are timed in turn on the same rows, three times and then again while there is time, and the
-    fastest counts: other work on the machine can only slow them down.
+    Both are timed alternately on the same samples, at least three times and for up to
+    `TIMING_SECONDS`. The fastest run counts: other processes can only slow it down.
     """
-    X = X[:N_TIMED_ROWS]
+    X = X[:N_TIMED]
     best = [np.inf, np.inf]
     begin = time.perf_counter()
     for repeat in range(10):
@@ -68,10 +69,10 @@ def prediction_seconds(classifier, frozen, X):
 
 
 class Meter:
-    """Seconds and peak memory of what runs inside a ``with`` block.
+    """Seconds and peak memory of a ``with`` block.
 
-    ``mib`` is the peak added on the GPU where there is one; else that of the resident memory, which
-    only Linux can measure anew for every block, and nan elsewhere.
+    ``mib`` is the peak memory added on the GPU, if there is one. Else it is that of the resident
+    memory, which only Linux can reset for every block, and nan on other systems.
     """
 
     def __enter__(self):
@@ -99,7 +100,7 @@ class Meter:
 
 
 def _forget_peak():
-    """Start the peak of the resident memory anew; return whether that is possible."""
+    """Reset the peak of the resident memory; return whether that is possible."""
     try:
         _CLEAR.write_text("5")
     except OSError:
@@ -115,7 +116,7 @@ def _cuda():
 
 
 def costs(classifier, frozen, X, meter):
-    """Return name -> cost of a fitted classifier; `meter` has watched its fit."""
+    """Return cost -> value for a fitted classifier; `meter` has measured its fit."""
     seconds, wrapped_seconds = prediction_seconds(classifier, frozen, X)
     n_parameters = parameters(classifier, frozen)
     return {

@@ -1,8 +1,8 @@
-"""The loop that all benchmarks share: problems, seeds and methods in, tidy results out.
+"""The loop shared by all benchmarks: problems, seeds and methods in, tidy results out.
 
 For each problem and seed, one wrapped classifier is frozen. All methods get the same training and
-calibration rows and are judged on the same parts, as they are and with a temperature on top that
-is fitted on the calibration rows. What the folder has already is not computed again.
+calibration samples and are evaluated on the same parts of the data, before and after temperature
+scaling fitted on the calibration samples. Results that the folder already has are not recomputed.
 """
 
 import copy
@@ -16,41 +16,42 @@ from pathlib import Path
 
 import numpy as np
 from costs import Meter, costs
-from methods import CHEAP
-from scipy.special import log_softmax
-from scores import (
+from evaluation import (
     check_logits,
+    detection,
     divergence_from_raters,
-    familiarity_scores,
-    fit_temperature,
     log_probabilities,
     measure,
-    row_nll,
-    separation,
+    ood_scores,
+    sample_nll,
 )
+from methods import CHEAP
+from scipy.special import log_softmax
 from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import LabelEncoder
 from store import Store
 from tqdm import tqdm
+
+from sklearn_diffuq.metrics._temperature import fit_temperature
 
 OUTPUT = Path(__file__).parent / "output"
 
 
 @dataclass(frozen=True)
 class Part:
-    """Rows to be judged on.
+    """Samples to evaluate on.
 
     Parameters
     ----------
     name : str
     make : callable
-        Returns the inputs; called when they are needed, so that one part is in memory at a time.
+        Returns the inputs; called on demand, so that only one part is in memory at a time.
     y : ndarray or None
-        Labels; None for rows outside the distribution, which have none.
+        Labels; None for out-of-distribution samples.
     severity : int
-        1 to 5 for corrupted rows, else 0.
+        1 to 5 for corrupted samples, else 0.
     shares : ndarray of shape (n, n_classes) or None
-        Shares of the labels among the people who rated each row.
+        Share of each label among the raters of each sample.
     """
 
     name: str
@@ -61,21 +62,21 @@ class Part:
 
     @property
     def key(self):
-        """Name of the part among the values of single rows."""
+        """Name of the part among the per-sample values."""
         return f"{self.name} {self.severity}"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A classifier to wrap and the rows to judge it on.
+    """A classifier to wrap, and the samples to fit and evaluate on.
 
     Parameters
     ----------
     estimator : estimator
-        Fitted on the training rows, unless it comes trained, and then frozen.
+        Fitted on the training samples, unless already trained, and then frozen.
     train, calibration : tuple of X and y
     parts : list of Part
-        The first is the ordinary test part.
+        The first is the clean test set.
     """
 
     estimator: object
@@ -85,10 +86,10 @@ class Problem:
 
 
 def prepare(problem):
-    """Return the problem with labels 0 to K - 1 and a frozen classifier.
+    """Return the problem with labels encoded as 0 to K - 1 and a fitted, frozen classifier.
 
-    The temperature scaling of scikit-learn 1.9 encodes strings only: with labels 1 to K it
-    returns uniform probabilities, without a word.
+    Temperature scaling in scikit-learn 1.9 encodes only strings: with labels 1 to K it silently
+    returns uniform probabilities.
     """
     (X_train, y_train), (X_cal, y_cal) = problem.train, problem.calibration
     encoder = LabelEncoder().fit(y_train)
@@ -102,57 +103,58 @@ def prepare(problem):
 
 
 def model_path(name):
-    """Return where a fine-tuned model lies: in ``models/`` beside the data."""
+    """Return the path of a fine-tuned model, in ``models/`` next to the data."""
     data = os.environ.get("SKLEARN_DIFFUQ_DATA")
     if not data:
         raise SystemExit(
-            "Set SKLEARN_DIFFUQ_DATA to the folder of the data; models/ must lie beside it."
+            "Set SKLEARN_DIFFUQ_DATA to the folder of the data; models/ must be next to it."
         )
     return Path(data).parent / "models" / name
 
 
-def judge(classifier, problem):
-    """Return the records and the values of single rows of a fitted classifier on all parts."""
+def evaluate(classifier, problem):
+    """Return the records and the per-sample values of a fitted classifier on all parts."""
     X_cal, y_cal = problem.calibration
     check_logits(classifier, X_cal[:16])
     temperature = fit_temperature(log_probabilities(classifier, X_cal), y_cal)
     first = problem.parts[0]
-    rows = {"y": first.y}
-    records = [record("fit", "temperature", temperature)]
+    samples = {"y": first.y}
+    records = [as_record("fit", "temperature", temperature)]
     has_outliers = any(part.y is None for part in problem.parts)
-    inside = None
+    scores_in = None
     for part in tqdm(problem.parts, desc="parts", leave=False):
         X = part.make()
         raw = log_probabilities(classifier, X)
         if has_outliers and (part is first or part.y is None):
-            scores = familiarity_scores(classifier, X, raw)
-            inside = inside or scores
-            rows |= {f"{score}/{part.name}": v.astype(np.float32) for score, v in scores.items()}
+            scores = ood_scores(classifier, X, raw)
+            scores_in = scores_in or scores
+            samples |= {f"{name}/{part.name}": v.astype(np.float32) for name, v in scores.items()}
         if part.y is None:
-            found = separation(inside, scores)
-            records += [record(part.name, metric, v) for metric, v in found.items()]
+            found = detection(scores_in, scores)
+            records += [as_record(part.name, metric, v) for metric, v in found.items()]
             continue
         scaled = {"raw": raw, "temperature": log_softmax(raw / temperature, axis=1)}
         for scaling, log_proba in scaled.items():
-            records += labelled_scores(part, log_proba, scaling)
-            rows[f"nll/{part.key}/{scaling}"] = row_nll(part.y, log_proba).astype(np.float32)
+            records += metric_records(part, log_proba, scaling)
+            samples[f"nll/{part.key}/{scaling}"] = sample_nll(part.y, log_proba).astype(np.float32)
             if part is first:
-                rows[f"log_proba/{scaling}"] = log_proba.astype(np.float32)
-    return records, rows
+                samples[f"log_proba/{scaling}"] = log_proba.astype(np.float32)
+    return records, samples
 
 
-def labelled_scores(part, log_proba, scaling):
-    """Return the records of one part with labels."""
+def metric_records(part, log_proba, scaling):
+    """Return the records of the metrics on one part with labels."""
     found = measure(part.y, log_proba)
     if part.shares is not None:
         found["raters kl"] = divergence_from_raters(part.shares, log_proba)
     return [
-        record(part.name, metric, value, part.severity, scaling) for metric, value in found.items()
+        as_record(part.name, metric, value, part.severity, scaling)
+        for metric, value in found.items()
     ]
 
 
-def record(part, metric, value, severity=0, scaling="raw"):
-    """Return one line of the results, without its key."""
+def as_record(part, metric, value, severity=0, scaling="raw"):
+    """Return one line of ``results.csv`` as a dict, without its key."""
     return {
         "part": part,
         "severity": severity,
@@ -163,7 +165,7 @@ def record(part, metric, value, severity=0, scaling="raw"):
 
 
 class Fits:
-    """The last fit on one problem, for a neighbour that differs in its prediction alone."""
+    """Cache of the last fit, for the next method if it differs only in its prediction."""
 
     def __init__(self):
         self._fit = self._fitted = None
@@ -171,7 +173,7 @@ class Fits:
     def fitted(self, method, problem, seed):
         """Return the classifier that `method` fits, and the meter of its fit."""
         if self._fit is not method.fit:
-            self._fit = None  # in case this one fails
+            self._fit = None  # in case this fit fails
             with Meter() as meter:
                 classifier = method.fit(problem.estimator, problem.train, problem.calibration, seed)
             self._fit, self._fitted = method.fit, (classifier, meter)
@@ -180,7 +182,7 @@ class Fits:
 
 
 def run(store, problems, methods, seeds):
-    """Measure what the store does not have yet; return (problem, seed, method) -> why it failed.
+    """Compute the missing results; return (problem, seed, method) -> reason of failure.
 
     Parameters
     ----------
@@ -202,7 +204,7 @@ def run(store, problems, methods, seeds):
                 bar.set_postfix_str(key[2])
                 try:
                     store.add(key, *_result(methods[key[2]], fits, problem, seed))
-                except Exception as error:  # one method must not end hours of the others
+                except Exception as error:  # a failing method must not end hours of work on others
                     reason = _explain(key, error)
                     if reason not in failures.values():
                         tqdm.write(reason)
@@ -213,9 +215,9 @@ def run(store, problems, methods, seeds):
 
 def _result(method, fits, problem, seed):
     classifier, meter = fits.fitted(method, problem, seed)
-    records, rows = judge(classifier, problem)
+    records, samples = evaluate(classifier, problem)
     cost = costs(classifier, problem.estimator, problem.calibration[0], meter)
-    return records + [record("cost", metric, value) for metric, value in cost.items()], rows
+    return records + [as_record("cost", metric, value) for metric, value in cost.items()], samples
 
 
 def _explain(key, error):
@@ -233,7 +235,7 @@ def parse(description, methods, n_seeds=5, cheap=CHEAP, more=None):
     ----------
     description : str
     methods : list of str
-        All names; those in `cheap` are run by ``--quick``.
+        Names of all methods; ``--quick`` runs those in `cheap`.
     n_seeds : int
         Number of seeds without ``--quick``.
     cheap : sequence of str
@@ -241,12 +243,12 @@ def parse(description, methods, n_seeds=5, cheap=CHEAP, more=None):
         Adds arguments to the parser.
     """
     parser = ArgumentParser(description=description)
-    parser.add_argument("--quick", action="store_true", help="few rows, one seed, cheap methods")
+    parser.add_argument("--quick", action="store_true", help="few samples, one seed, cheap methods")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument(
         "--methods", nargs="+", choices=methods, metavar="METHOD", help=str(methods)
     )
-    parser.add_argument("--output", type=Path, help="folder; default: output/ beside the script")
+    parser.add_argument("--output", type=Path, help="folder; default: output/ next to the script")
     if more:
         more(parser)
     options = parser.parse_args()
@@ -257,7 +259,7 @@ def parse(description, methods, n_seeds=5, cheap=CHEAP, more=None):
 
 
 def benchmark(name, options, settings, problems, methods):
-    """Run what is missing, write the report, and return the exit status."""
+    """Compute the missing results, write the report, and return the exit status."""
     from report import write_report
 
     store = Store(options.output or OUTPUT / f"{name}{'-quick' if options.quick else ''}")

@@ -1,13 +1,13 @@
-"""One pass with moments against paths that are drawn: what it gives away, and what it costs.
+"""Moments in one pass against sampled paths: how much is lost, and how much faster is it?
 
     python examples/benchmarks/inference.py
     python examples/benchmarks/inference.py --data texts --seeds 0 1
 
-The students are those of ``vision.py`` and ``text.py``; on texts that is the full rank, which is
-what ``rank="auto"`` takes. Every kind of inference has the noise scales and the temperature that
-the same fit has calibrated for it. 256 paths of texts take minutes per hundred rows, so that few
-are judged, and the loss of single rows differs much. "all paths" is therefore judged on every test
-row: the loss of infinitely many paths, estimated from eight, which are others for every few rows.
+The students are those of ``vision.py`` and ``text.py``; on texts they have full rank, which
+``rank="auto"`` chooses. Each kind of inference uses the noise scales and the temperature that the
+same fit calibrated for it. Sampling 256 paths takes minutes per hundred texts, so it is evaluated
+on few samples, whose losses vary widely. "all paths" is therefore evaluated on the full test set:
+it is the loss of infinitely many paths, estimated from eight fresh paths for every batch.
 """
 
 import argparse
@@ -21,12 +21,12 @@ import text
 import torch
 import vision
 from costs import prediction_seconds
-from harness import OUTPUT, prepare, record
+from evaluation import FLOOR, log_probabilities, sample_nll
+from harness import OUTPUT, as_record, prepare
 from methods import diffusion
 from rendering import Section
 from report import show_table
 from scipy import stats
-from scores import FLOOR, log_probabilities, row_nll
 from store import Store
 from summaries import interval
 from tqdm import tqdm
@@ -36,35 +36,39 @@ from sklearn_diffuq._calibration.temperature import all_paths_nll
 N_PATHS = (8, 256)
 REFERENCE = f"{max(N_PATHS)} paths"
 ALL = "all paths"
-N_FRESH = 8  # paths of each row for ALL
-FRESH_ROWS = 64  # at a time; they share their paths by the batch
-N_ROWS = {"images": 1_000, "texts": 100}
+N_FRESH = 8  # paths per sample for ALL
+FRESH_BATCH = 64  # samples that share their paths
+N_SAMPLES = {"images": 1_000, "texts": 100}
 
 
 def load(data, seed):
-    """Return the problem, and the options of the classifier."""
+    """Return the problem and the options of the classifier."""
     if data == "images":
         return prepare(vision.load(seed, vision.FULL, (), ())), vision.UNIFIED
     n_rows = {**text.FULL, "products": 1, "shift": 1}
     return prepare(text.load(seed, n_rows)), {"rank": None}
 
 
-def fresh_paths_nll(classifier, X, y):
-    """Return the loss (n,) of infinitely many paths, estimated from `N_FRESH` for every row."""
+def fresh_paths_nll(classifier, X, y, seed):
+    """Return the loss (n,) of infinitely many paths, estimated from `N_FRESH` per sample.
+
+    Every batch draws its own paths, with seeds derived from `seed`.
+    """
     nll = np.empty(len(y))
-    order = np.argsort([len(x) for x in X], kind="stable")  # batches hold inputs of one length
-    fresh = copy.copy(classifier)
-    for start in range(0, len(y), FRESH_ROWS):
-        rows = order[start : start + FRESH_ROWS]
-        fresh._seed = classifier._seed + 1 + start
-        log_p = np.log(np.maximum(fresh.sample_proba(X[rows], N_FRESH), np.exp(FLOOR)))
-        for i, row in enumerate(rows):
-            nll[row] = all_paths_nll(*map(torch.as_tensor, (log_p[:, [i]], y[[row]])), 1.0)
+    rng = np.random.default_rng(seed)
+    order = np.argsort([len(x) for x in X], kind="stable")  # batches of similar lengths
+    for start in range(0, len(y), FRESH_BATCH):
+        batch = order[start : start + FRESH_BATCH]
+        path_seed = int(rng.integers(2**31))
+        proba = classifier.sample_proba(X[batch], N_FRESH, random_state=path_seed)
+        log_p = np.log(np.maximum(proba, np.exp(FLOOR)))
+        for i, sample in enumerate(batch):
+            nll[sample] = all_paths_nll(*map(torch.as_tensor, (log_p[:, [i]], y[[sample]])), 1.0)
     return nll
 
 
-def judge(data, seed):
-    """Return kind of inference -> measured values on the test rows."""
+def evaluate_inference(data, seed):
+    """Return kind of inference -> metric -> value on the test set."""
     problem, options = load(data, seed)
     classifier = diffusion(problem.estimator, problem.train, problem.calibration, seed, **options)
     kinds = {"mean": {"inference": "mean"}, "moments": {"inference": "moments"}}
@@ -74,59 +78,60 @@ def judge(data, seed):
         kinds["moments"], kinds["mean"], problem.calibration[0]
     )
     X, y = problem.parts[0].make(), problem.parts[0].y
-    few = slice(N_ROWS[data])
+    few = slice(N_SAMPLES[data])
     reference = log_probabilities(kinds[REFERENCE], X[few])
-    everywhere = fresh_paths_nll(classifier, X, y)
+    all_paths = fresh_paths_nll(classifier, X, y, seed)
     scales = classifier.calibration_["moments"].scales
-    lines = {}
+    found = {}
     for name, kind in kinds.items():
         one_pass = name in ("mean", "moments")
         own = reference if name == REFERENCE else log_probabilities(kind, X if one_pass else X[few])
-        nll = row_nll(y[: len(own)], own)
-        lines[name] = {
+        nll = sample_nll(y[: len(own)], own)
+        found[name] = {
             "noise": scales.shared + scales.token,
             "nll": nll[few].mean(),
-            "difference": (nll[few] - row_nll(y[few], reference)).mean(),
+            "difference": (nll[few] - sample_nll(y[few], reference)).mean(),
             "same class": 100 * (own[few].argmax(1) == reference.argmax(1)).mean(),
         }
         if one_pass:
-            less = nll - everywhere
-            lines[name] |= {"less all": less.mean(), "over rows": 1.96 * stats.sem(less)}
-    lines["moments"]["relative seconds"] = seconds / mean_seconds
-    nll = everywhere[few].mean()
-    difference = nll - lines[REFERENCE]["nll"]
-    lines[ALL] = {"noise": scales.shared + scales.token, "nll": nll, "difference": difference}
-    return lines
+            difference = nll - all_paths
+            half_width = 1.96 * stats.sem(difference)
+            found[name] |= {"less all": difference.mean(), "over rows": half_width}
+    found["moments"]["relative seconds"] = seconds / mean_seconds
+    nll = all_paths[few].mean()
+    difference = nll - found[REFERENCE]["nll"]
+    found[ALL] = {"noise": scales.shared + scales.token, "nll": nll, "difference": difference}
+    return found
 
 
 def summary(results):
-    """Return one line per data and kind of inference."""
-    lines = []
+    """Return a table with one row per data set and kind of inference."""
+    rows = []
     for (data, kind), found in results.groupby(["problem", "method"], sort=False):
         values = {metric: part["value"] for metric, part in found.groupby("metric")}
-        over_rows = values.get("over rows")
-        lines.append(
+        over_samples = values.get("over rows")
+        rows.append(
             {
                 "data": data,
                 "inference": kind,
                 "seeds": len(values["nll"]),
-                "of them with noise": (values["noise"] > 0).sum(),
-                "nll": interval(values["nll"]),
-                f"less that of {REFERENCE}": interval(values["difference"]),
-                "largest": f"{values['difference'].abs().max():.4f}",
-                f"less that of {ALL}, every row": interval(values.get("less all", [])),
-                "± over rows": "" if over_rows is None else f"{over_rows.mean():.4f}",
+                "seeds with noise": (values["noise"] > 0).sum(),
+                "NLL": interval(values["nll"]),
+                f"NLL minus {max(N_PATHS)}-path NLL": interval(values["difference"]),
+                "largest absolute difference": f"{values['difference'].abs().max():.4f}",
+                "NLL minus all-paths NLL (full test set)": interval(values.get("less all", [])),
+                "± over samples": "" if over_samples is None else f"{over_samples.mean():.4f}",
                 "same class, percent": interval(values.get("same class", []), 1),
                 "seconds relative to mean": interval(values.get("relative seconds", []), 2),
             }
         )
-    return pd.DataFrame(lines)
+    return pd.DataFrame(rows)
 
 
 def main():
-    """Run what is missing, print the table, and write it for the documentation if asked to."""
+    """Compute the missing results and print the table; with --rst, also write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", choices=tuple(N_ROWS), nargs="+", default=list(N_ROWS))
+    parser.add_argument("--data", choices=tuple(N_SAMPLES), nargs="+", default=list(N_SAMPLES))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
     parser.add_argument("--output", type=Path, default=OUTPUT / "inference")
     parser.add_argument("--rst", type=Path, help="folder for the table of the documentation")
@@ -135,10 +140,10 @@ def main():
     keys = [(data, seed) for data in options.data for seed in options.seeds]
     missing = [key for key in keys if (*key, ALL) not in store.done()]
     if missing:
-        store.start("inference", {"rows": N_ROWS})
+        store.start("inference", {"rows": N_SAMPLES})
     for data, seed in tqdm(missing, unit="fit"):
-        for kind, values in judge(data, seed).items():  # ALL comes last
-            records = [record("test", metric, value) for metric, value in values.items()]
+        for kind, values in evaluate_inference(data, seed).items():  # ALL comes last
+            records = [as_record("test", metric, value) for metric, value in values.items()]
             store.add((data, seed, kind), records, {})
     show_table(store, Section("Moments and paths", "", summary(store.results)), options.rst)
 

@@ -1,10 +1,10 @@
-"""Show that the memory of `fit` grows with the batch size and not with the number of rows.
+"""Show that the memory of `fit` grows with the batch size and not with the number of samples.
 
     python examples/benchmarks/memory.py
 
-A ViT of 6 blocks and 65 tokens is wrapped; every fit runs in a process of its own. Printed are the
-peak of the resident memory above that before the fit, without the images themselves, and what it
-would take to keep the states of all rows.
+A ViT of 6 blocks and 65 tokens is wrapped, and every fit runs in its own process. The table shows
+the peak resident memory added by the fit, which excludes the images, and the memory that the states
+of all samples would take.
 """
 
 import argparse
@@ -15,8 +15,8 @@ import sys
 N_BLOCKS, N_TOKENS, WIDTH = 6, 65, 64
 
 
-def peak(n_rows, batch_size):
-    """Return the MiB that a fit adds to the peak of the resident memory."""
+def peak(n_samples, batch_size):
+    """Return the MiB that a fit adds to the peak resident memory."""
     import numpy as np
     import torch
     from sklearn.frozen import FrozenEstimator
@@ -30,7 +30,7 @@ def peak(n_rows, batch_size):
         num_heads=4,
     )  # fmt: skip
     rng = np.random.default_rng(0)
-    X = rng.normal(size=(n_rows, 1, 32, 32)).astype(np.float32)
+    X = rng.normal(size=(n_samples, 1, 32, 32)).astype(np.float32)
     y = (X[:, 0, :16].mean((1, 2)) > 0).astype(int)
     frozen = FrozenEstimator(TransformerClassifier(model).fit(X[:64], y[:64]))
     classifier = DiffusionCalibratedClassifier(
@@ -44,17 +44,17 @@ def peak(n_rows, batch_size):
 def main():
     """Measure every size in a fresh process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--measure", type=int, nargs=2, metavar=("N_ROWS", "BATCH_SIZE"))
+    parser.add_argument("--measure", type=int, nargs=2, metavar=("N_SAMPLES", "BATCH_SIZE"))
     options = parser.parse_args()
     if options.measure:
         print(peak(*options.measure))
         return
-    print("rows  batch size  MiB added by fit  MiB of all states")
-    for n_rows, batch_size in ((2000, 64), (8000, 64), (2000, 256), (8000, 256)):
-        command = [sys.executable, __file__, "--measure", str(n_rows), str(batch_size)]
+    print("samples  batch size  MiB added by fit  MiB of all states")
+    for n_samples, batch_size in ((2000, 64), (8000, 64), (2000, 256), (8000, 256)):
+        command = [sys.executable, __file__, "--measure", str(n_samples), str(batch_size)]
         added = float(subprocess.run(command, check=True, capture_output=True).stdout)
-        states = n_rows * (N_BLOCKS + 1) * N_TOKENS * WIDTH * 4 / 2**20
-        print(f"{n_rows:4d}  {batch_size:10d}  {added:16.0f}  {states:17.0f}", flush=True)
+        states = n_samples * (N_BLOCKS + 1) * N_TOKENS * WIDTH * 4 / 2**20
+        print(f"{n_samples:7d}  {batch_size:10d}  {added:16.0f}  {states:17.0f}", flush=True)
 
 
 if __name__ == "__main__":

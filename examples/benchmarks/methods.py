@@ -1,7 +1,7 @@
-"""The methods that the benchmarks compare. To add one, add a line to `registry`.
+"""The methods compared by the benchmarks. To add one, add a line to `registry`.
 
-A method is fitted by a function of the frozen wrapped classifier, the training rows and the
-calibration rows, each a pair (X, y) with labels 0 to K - 1, and a seed.
+A method is fitted by a function of the frozen wrapped classifier, the training samples and the
+calibration samples, each a pair (X, y) with labels 0 to K - 1, and a seed.
 """
 
 import warnings
@@ -19,47 +19,47 @@ from sklearn_diffuq import DiffusionCalibratedClassifier
 
 @dataclass(frozen=True)
 class Method:
-    """How to fit a method, and what to set on the fitted classifier before it predicts.
+    """How to fit a method, and which parameters to set on the fitted classifier before predicting.
 
-    Neighbours in the registry with the same `fit` share one fit.
+    Consecutive methods with the same `fit` share one fit.
     """
 
     fit: Callable
     then: dict = field(default_factory=dict)
 
 
-def as_is(frozen, train, calibration, seed):
-    """Return the wrapped classifier."""
+def uncalibrated(frozen, train, calibration, seed):
+    """Return the wrapped classifier unchanged."""
     return frozen
 
 
 def scikit_learn(frozen, train, calibration, seed, *, method):
-    """Fit a calibration of scikit-learn on the calibration rows."""
+    """Fit a calibration method of scikit-learn on the calibration samples."""
     return CalibratedClassifierCV(frozen, method=method).fit(*calibration)
 
 
 def venn_abers(frozen, train, calibration, seed):
-    """Fit the Venn-ABERS calibration of MAPIE on the calibration rows, one class against one."""
+    """Fit MAPIE's one-versus-one Venn-ABERS calibration on the calibration samples."""
     from mapie.calibration import VennAbersCalibrator
 
-    # It divides zero by zero on purpose, at the ends of its steps.
+    # MAPIE divides zero by zero on purpose, at the ends of its steps.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="mapie")
     return VennAbersCalibrator(frozen, cv="prefit").fit(*calibration)
 
 
 def diffusion(frozen, train, calibration, seed, **options):
-    """Fit the classifier of this package."""
+    """Fit `DiffusionCalibratedClassifier`."""
     classifier = DiffusionCalibratedClassifier(frozen, random_state=seed, **options)
     return classifier.fit(*train, X_calibration=calibration[0], y_calibration=calibration[1])
 
 
-def rival(frozen, train, calibration, seed, *, name, refit=False, **options):
+def baseline(frozen, train, calibration, seed, *, name, refit=False, **options):
     """Fit a classifier of `sklearn_diffuq.baselines`, which may need an optional package.
 
-    With `refit` it gets the wrapped classifier unfitted, to train it in its own way.
+    With `refit`, it gets an unfitted wrapped classifier and trains it itself.
     """
     cls = getattr(import_module("sklearn_diffuq.baselines"), name)
-    accepted = signature(cls).parameters  # those that train nothing have no epochs
+    accepted = signature(cls).parameters  # only those that train have epochs
     options = {option: value for option, value in options.items() if option in accepted}
     wrapped = clone(frozen.estimator) if refit else frozen
     classifier = cls(wrapped, random_state=seed, **options)
@@ -67,14 +67,14 @@ def rival(frozen, train, calibration, seed, *, name, refit=False, **options):
 
 
 def trained_longer(frozen, train, calibration, seed, *, max_epochs):
-    """Train a copy of the wrapped model for more epochs on its training rows."""
+    """Train a copy of the wrapped model for more epochs on its training samples."""
     longer = clone(frozen.estimator).set_params(
         finetune=True, max_epochs=max_epochs, random_state=seed
     )
     return longer.fit(*train)
 
 
-RIVALS = {
+BASELINES = {
     "label smoothing": "LabelSmoothingClassifier",
     "MC dropout": "MCDropoutClassifier",
     "deep ensemble": "DeepEnsembleClassifier",
@@ -97,10 +97,10 @@ CHEAP = (
 
 
 def backbone():
-    """Return the methods that leave the wrapped model as it is."""
+    """Return the wrapped model and its post-hoc calibrations."""
     calibrations = ("temperature", "sigmoid", "isotonic")
     return {
-        "backbone": Method(as_is),
+        "backbone": Method(uncalibrated),
         **{m: Method(partial(scikit_learn, method=m)) for m in calibrations},
     }
 
@@ -108,7 +108,7 @@ def backbone():
 def diffusions(variants, **shared):
     """Return one method per variant, a dict name -> options of the constructor.
 
-    Neighbours that differ in `inference` and `n_samples` alone share one fit.
+    Consecutive variants that differ only in `inference` and `n_samples` share one fit.
     """
     fits, methods = {}, {}
     for name, options in variants.items():
@@ -120,24 +120,24 @@ def diffusions(variants, **shared):
     return methods
 
 
-def registry(unified=None, rivals=None, **shared):
+def registry(unified=None, baselines=None, **shared):
     """Return name -> method.
 
     Parameters
     ----------
     unified : dict
         Options of the diffusions with the unified transition.
-    rivals : dict of dict
-        Name of a rival -> options of its own.
+    baselines : dict of dict
+        Name of a baseline -> its own options.
     **shared
-        Options of everything that is trained, such as `max_epochs`.
+        Options of every method that trains, such as `max_epochs`.
     """
     options = {**(unified or {}), **shared}
-    own = {name: {**shared, **(rivals or {}).get(name, {})} for name in RIVALS}
+    own = {name: {**shared, **(baselines or {}).get(name, {})} for name in BASELINES}
     return {
         **backbone(),
         "Venn-ABERS": Method(venn_abers),
-        **{m: Method(partial(rival, name=cls, **own[m])) for m, cls in RIVALS.items()},
+        **{m: Method(partial(baseline, name=cls, **own[m])) for m, cls in BASELINES.items()},
         **diffusions(
             {
                 "diffusion": {},

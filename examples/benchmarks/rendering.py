@@ -1,4 +1,4 @@
-"""A report is a list of sections; here they become Markdown, HTML and reStructuredText."""
+"""Render the sections of a report as Markdown, HTML and reStructuredText."""
 
 import base64
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100
 
 @dataclass(frozen=True)
 class Section:
-    """A title, a text, and perhaps a table and a picture.
+    """A title and a text, optionally with a bullet list, a table and a picture.
 
     ``long`` sections are folded in HTML and left out of the documentation.
     """
@@ -24,12 +24,13 @@ class Section:
     table: pd.DataFrame | None = None
     picture: Path | None = None
     long: bool = False
+    bullets: tuple[str, ...] = ()
 
 
 def cells(table):
-    """Return the header and the lines of a table as lists of str, the index first if it has a name.
+    """Return the header and the rows of a table as lists of str.
 
-    The index of a table counts where it holds the methods.
+    A named index, such as that of the methods, becomes the first column.
     """
     if table.index.name:
         table = table.reset_index()
@@ -37,10 +38,10 @@ def cells(table):
 
 
 def markdown(title, sections):
-    """Return the report as Markdown; pictures are linked by the name of their file."""
+    """Return the report as Markdown, with links to the picture files."""
     parts = [f"# {title}"]
     for section in sections:
-        parts += [f"## {section.title}", section.text]
+        parts += [f"## {section.title}", section.text, _list(section.bullets)]
         if section.table is not None:
             header, lines = cells(section.table)
             rows = [header, ["---"] * len(header), *lines]
@@ -51,11 +52,14 @@ def markdown(title, sections):
 
 
 def html(title, sections):
-    """Return the report as one HTML page that needs no other file."""
+    """Return the report as one self-contained HTML page."""
     parts = [f"<!DOCTYPE html><meta charset='utf-8'><title>{escape(title)}</title>"]
     parts.append(f"<style>{STYLE}</style><h1>{escape(title)}</h1>")
     for section in sections:
         body = f"<p>{escape(section.text)}</p>" if section.text else ""
+        if section.bullets:
+            items = "".join(f"<li>{escape(item)}</li>" for item in section.bullets)
+            body += f"<ul>{items}</ul>"
         if section.table is not None:
             body += _html_table(section.table)
         if section.picture is not None:
@@ -66,6 +70,11 @@ def html(title, sections):
             body = f"<details><summary>Show</summary>{body}</details>"
         parts.append(f"<h2>{escape(section.title)}</h2>{body}")
     return "\n".join(parts) + "\n"
+
+
+def _list(bullets):
+    """Return a bullet list, which is the same in Markdown and reStructuredText."""
+    return "\n".join(f"- {item}" for item in bullets)
 
 
 def _html_table(table):
@@ -79,16 +88,16 @@ def _html_table(table):
 
 
 def rst(title, sections, pictures):
-    """Return the report as reStructuredText; pictures lie in the folder `pictures`."""
+    """Return the report as reStructuredText, with pictures in the folder `pictures`."""
     parts = [f"{title}\n{'-' * len(title)}"]
     for section in sections:
         if section.long:
             continue
         parts += [f"{section.title}\n{'~' * len(section.title)}"]
-        parts.append(section.text.replace("`", "``"))
+        parts += [text.replace("`", "``") for text in (section.text, _list(section.bullets))]
         if section.table is not None:
             header, lines = cells(section.table)
-            # Quoted, so that commas stay in their cell; escaped, so that a * is one.
+            # Quotes keep commas within cells; escapes make markup characters literal.
             rows = (", ".join(f'"{_plain(v)}"' for v in line) for line in (header, *lines))
             body = "\n".join(f"   {row}" for row in rows)
             parts.append(f".. csv-table::\n   :header-rows: 1\n\n{body}")

@@ -1,17 +1,15 @@
-"""Write the report of benchmark results: Markdown and HTML, or the tables of the documentation.
+"""Report benchmark results as Markdown and HTML, or as tables for the documentation.
 
     python examples/benchmarks/report.py examples/benchmarks/output/vision
     python examples/benchmarks/report.py examples/benchmarks/output/* --rst doc/benchmarks
 
-Each folder is the output of one benchmark; one that has a title of its own in `TITLES` becomes a
-section of its own, else it is the section of its benchmark. With --rst, tables and pictures are
-written to the given folder and the page ``doc/benchmarks.rst`` includes them; a quick run is
-refused there.
+Each folder is the output of one benchmark. Its section is named after the folder if `TITLES` has
+such an entry, else after the benchmark. With --rst, tables and figures are written to the given
+folder, from which ``doc/benchmarks.rst`` includes them; quick runs are rejected.
 """
 
 import argparse
 import shutil
-from itertools import groupby
 from pathlib import Path
 
 import pictures
@@ -22,41 +20,42 @@ from summaries import REFERENCE, SCALINGS, select
 
 TITLES = {
     "vision": "Images: Fashion-MNIST",
-    "vision-passes": "Images: rivals that predict in several passes",
+    "vision-passes": "Images: baselines that predict in several passes",
     "text": "Texts: movie reviews",
     "tables": "Tables: trained for a fixed number of epochs",
     "tables-early-stopping": "Tables: trained with early stopping",
-    "ablation": "Controls on Fashion-MNIST",
-    "ablation-tables": "Controls on four tables",
-    "inference": "Moments and drawn paths",
-    "border": "What a recalibration of texts could reach",
+    "ablation": "Ablation on Fashion-MNIST",
+    "ablation-tables": "Ablation on four tables",
+    "inference": "Moments and sampled paths",
+    "border": "Upper bounds for recalibration under domain shift",
 }
-NO_RESULTS = "No results are recorded for this version of the package."
+NO_RESULTS = "There are no results for this version of the package."
 UNITS = (
-    "Accuracy, ECE and gap (confidence minus accuracy) in percent, NLL in nats, AURC and AUGRC "
-    "times 1000. Lower is better but for accuracy and error AUROC; NLL and Brier score are proper. "
-    "± is the half width of a 95% interval over seeds."
+    "Accuracy, ECE and gap (confidence minus accuracy) are in percent, NLL is in nats, and AURC "
+    "and AUGRC are multiplied by 1000. Lower is better except for accuracy and error AUROC, and "
+    "for the gap, which is best near 0. NLL and Brier score are proper scoring rules. ± is the "
+    "half width of a 95% interval over seeds."
 )
 DIFFERENCES = (
-    f"Paired with {REFERENCE[0]} + temperature on the same rows and seeds. Negative NLL is better. "
-    "The interval over seeds is about training; that over rows is about the test rows. Accuracy in "
-    "points."
+    f"Paired differences to {REFERENCE[0]} + temperature on the same samples and seeds. Negative "
+    "differences in NLL favour the method. Intervals over seeds reflect training, those over "
+    "samples the test set. Accuracy is in percentage points."
 )
 
 
 def write_report(store, failures=None):
-    """Write ``report.md``, ``report.html`` and pictures into the store's folder.
+    """Write ``report.md``, ``report.html`` and figures into the store's folder.
 
     Parameters
     ----------
     store : Store
     failures : dict, default=None
-        (problem, seed, method) -> why there is no result.
+        (problem, seed, method) -> reason why there is no result.
 
     Returns
     -------
     paths : list of Path
-        Of the two reports.
+        Paths of the two reports.
     """
     title, sections = sections_of(store)
     reasons = sorted(set((failures or {}).values()))
@@ -78,13 +77,13 @@ def sections_of(store):
         return title, [run_section(store), Section("Results", NO_RESULTS)]
     problems = list(results["problem"].unique())
     if len(problems) > 1:
-        body = many_problems(store)
+        body = sections_over_problems(store)
     else:
-        body = [*scores(store, problems[0]), *shifts(store, problems[0])]
+        body = [*test_sections(store, problems[0]), *shift_sections(store, problems[0])]
     cost = Section(
         "Cost",
-        "Relative: to the wrapped model, timed in turn on the same rows. Methods that share a fit "
-        "share its seconds. Means over problems and seeds.",
+        "Relative costs refer to the wrapped model, timed alternately on the same samples. Methods "
+        "that share a fit share its seconds. Means over problems and seeds.",
         summaries.by_metric(select(results, part="cost"), spread=False),
     )
     full = Section("All results", "", summaries.everything(results), long=True)
@@ -92,13 +91,13 @@ def sections_of(store):
 
 
 def name_of(store):
-    """Return the name of the section that a store's results belong to."""
+    """Return the name of the section to which the results of a store belong."""
     name = store.directory.name
     return name if name in TITLES else store.info["benchmark"]
 
 
 def show_table(store, section, directory=None):
-    """Print what was run and one table; with a directory, write them for the documentation too."""
+    """Print the runs and one table; with a directory, also write them for the documentation."""
     name = name_of(store)
     sections = [run_section(store), section]
     print(markdown(TITLES[name], sections))
@@ -107,35 +106,42 @@ def show_table(store, section, directory=None):
 
 
 def run_section(store):
-    """Return what was run, when, and with what."""
-    lines = []
-    for (machine, versions), runs in groupby(store.info["runs"], key=_where):
-        commands = ", ".join(f"{run['date']}: `{run['command']}`" for run in runs)
-        lines.append(f"{commands} ({machine}; {versions}).")
+    """Return a section that lists every command with its date, and the environment and settings."""
+    runs = store.info["runs"]
+    environments = list(dict.fromkeys(_environment(run) for run in runs))
+    text = [f"Seeds: {store.results['seed'].nunique()}. Settings: {_settings(store)}."]
+    if len(environments) == 1:
+        text.append(f"Environment: {environments[0]}.")
+    else:
+        text += [f"Environment {i}: {found}." for i, found in enumerate(environments, 1)]
     if store.info["settings"].get("quick"):
-        lines.append("A quick run on few rows and one seed: the order of the methods is rough.")
-    lines.append(f"Seeds: {store.results['seed'].nunique()}. Settings: {_settings(store)}.")
+        text.append("This is a quick run on few samples and one seed: the ranking is rough.")
     missing = summaries.incomplete(store.results)
     if missing:
-        lines.append(f"Incomplete: {', '.join(missing)}.")
-    return Section("Run", " ".join(lines))
+        text.append(f"Incomplete: {', '.join(missing)}.")
+    commands = [f"{run['date']}: `{run['command']}`" for run in runs]
+    if len(environments) > 1:
+        numbers = [environments.index(_environment(run)) + 1 for run in runs]
+        commands = [f"{c} (environment {n})" for c, n in zip(commands, numbers, strict=True)]
+    return Section("Run", " ".join(text), bullets=tuple(commands))
 
 
-def _where(run):
-    """Return on what machine and with which versions a command was run."""
-    return run["machine"], ", ".join(f"{name} {v}" for name, v in run["versions"].items())
+def _environment(run):
+    """Return the machine and the versions with which a command was run."""
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
+    return f"{run['machine']}; {versions}"
 
 
 def _settings(store):
     return ", ".join(f"{name} {value}" for name, value in store.info["settings"].items())
 
 
-def many_problems(store):
-    """Return mean ranks, and the NLL of each problem."""
+def sections_over_problems(store):
+    """Return sections with mean ranks over problems and the NLL of each problem."""
     results = store.results
     ranks, p_values = summaries.mean_ranks(results)
     known = [f"{SCALINGS[s]} p = {p:.2g}" for s, p in p_values.items() if p is not None]
-    text = f"By the NLL, averaged over seeds, of {results['problem'].nunique()} problems. "
+    text = f"Ranked by NLL, averaged over seeds, on {results['problem'].nunique()} problems. "
     text += "Friedman test: " + ", ".join(known) + "." if known else ""
     dots = pictures.mean_rank_dots(ranks, store.directory / "ranks.png")
     sections = [Section("Mean ranks", text, ranks, dots)]
@@ -150,8 +156,8 @@ def many_problems(store):
     return sections
 
 
-def scores(store, problem):
-    """Return the scores on the parts that are not corrupted, and the pictures of the test part."""
+def test_sections(store, problem):
+    """Return sections with the metrics on uncorrupted parts and the figures of the test set."""
     results = select(store.results, problem=problem)
     plain = results.query("severity == 0 and metric == 'nll'")
     sections = []
@@ -162,7 +168,7 @@ def scores(store, problem):
         table = summaries.differences(store, problem, part)
         if not table.empty:
             sections.append(Section(f"{part.capitalize()}, differences", DIFFERENCES, table))
-    first_seed = "As the methods give them, first seed, test part."
+    first_seed = "Before temperature scaling, on the test set, for the first seed."
     drawn = pictures.reliability(store, problem, store.directory / "reliability.png")
     sections.append(Section("Reliability", first_seed, picture=drawn))
     drawn = pictures.risk_coverage(store, problem, store.directory / "risk_coverage.png")
@@ -170,8 +176,8 @@ def scores(store, problem):
     return sections
 
 
-def shifts(store, problem):
-    """Return the scores under corruption, ranks over all parts, and the separation of outliers."""
+def shift_sections(store, problem):
+    """Return sections with metrics under corruption, ranks over parts, and outlier detection."""
     results = select(store.results, problem=problem)
     corrupted = results.query("severity > 0")
     shifted = select(corrupted, metric="nll")
@@ -193,22 +199,23 @@ def shifts(store, problem):
                 sections.append(Section(f"NLL by {what}, {name}", f"Mean over {over}.", table))
     if select(results, metric="nll")["part"].nunique() > 1:
         text = "After temperature scaling, over all parts with labels; each severity is a part. "
-        text += "Over the seeds that all methods have."
+        text += "Only seeds with results of all methods are used."
         sections.append(Section("Mean ranks", text, summaries.ranks_over_parts(results)))
     found = summaries.outliers(results)
     if not found.empty:
         picture = pictures.outlier_scores(store, problem, store.directory / "outliers.png")
-        text = "In percent. FPR95 is the share of test rows refused when 95% of outliers are found."
+        text = "In percent. FPR95 is the share of test samples rejected when 95% of outliers are "
+        text += "detected."
         sections.append(Section("Out of distribution", text, found, picture))
     return sections
 
 
 def write_rst(stores, directory):
-    """Write one file per benchmark, and one that includes them all, for the documentation."""
+    """Write one file per benchmark, and one that includes all of them, for the documentation."""
     directory.mkdir(parents=True, exist_ok=True)
     for store in stores:
         if store.info["settings"].get("quick"):
-            raise SystemExit(f"{store.directory} is a quick run, whose figures mean nothing.")
+            raise SystemExit(f"{store.directory} is a quick run, which is too small to publish.")
         title, sections = sections_of(store)
         name = name_of(store)
         (directory / name).mkdir(exist_ok=True)
@@ -218,13 +225,13 @@ def write_rst(stores, directory):
         page = rst(title, sections, f"{directory.name}/{name}")
         (directory / f"{name}.inc").write_text(page, encoding="utf-8")
     found = [name for name in TITLES if (directory / f"{name}.inc").exists()]
-    # Sphinx takes the path of an include from the page, even inside an included file.
+    # Sphinx resolves included paths relative to the page, even in an included file.
     text = "\n".join(f".. include:: {directory.name}/{name}.inc" for name in found) or NO_RESULTS
     (directory / "all.inc").write_text(text + "\n", encoding="utf-8")
 
 
 def main():
-    """Write what is asked for."""
+    """Write the reports, or the tables of the documentation."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", type=Path, nargs="*")
     parser.add_argument("--rst", type=Path, help="folder for the tables of the documentation")

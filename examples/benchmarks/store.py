@@ -1,8 +1,8 @@
-"""The folder of one benchmark: what was run, one CSV file of results, and values of single rows.
+"""The folder of one benchmark: its runs, one CSV file of results, and per-sample values.
 
-``run.json`` says which command made the results, when, and with which versions. ``results.csv`` has
-one line per measured value. ``rows/`` has one file per problem, seed and method, from which
-pictures and differences between methods on the same rows are made.
+``run.json`` lists the commands that produced the results, with dates and versions. ``results.csv``
+has one record, or line, per measured value. ``rows/`` has one file of per-sample values for each
+problem, seed and method, for figures and for paired differences between methods.
 """
 
 import json
@@ -39,12 +39,12 @@ class Store:
         self.results = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
 
     def start(self, benchmark, settings):
-        """Note a run; refuse to mix results of different settings."""
+        """Add a run to ``run.json``; exit rather than mix results of different settings."""
         settings = json.loads(json.dumps(settings))
         if self.info and self.info["settings"] != settings:
             raise SystemExit(
-                f"{self.directory} holds results of other settings: {self.info['settings']}, now "
-                f"{settings}. Give another folder with --output, or delete this one."
+                f"{self.directory} holds results for other settings: {self.info['settings']}, now "
+                f"{settings}. Choose another folder with --output, or delete this one."
             )
         self.info = self.info or {"benchmark": benchmark, "settings": settings, "runs": []}
         self.info["runs"].append(this_run())
@@ -55,34 +55,34 @@ class Store:
         """Return the set of (problem, seed, method) that have results."""
         return set(self.results[KEY].itertuples(index=False, name=None))
 
-    def add(self, key, records, rows):
-        """Add the results of one method, all or none of them.
+    def add(self, key, records, samples):
+        """Add all results of one method at once.
 
         Parameters
         ----------
         key : tuple of problem, seed and method
         records : list of dict
-            Values for the columns after those of the key.
-        rows : dict of str to ndarray
-            Values of single rows.
+            Values of the columns after the key.
+        samples : dict of str to ndarray
+            Per-sample values.
         """
-        np.savez_compressed(self._rows_path(key), **rows)
+        np.savez_compressed(self._samples_path(key), **samples)
         new = pd.DataFrame(records).assign(**dict(zip(KEY, key, strict=True)))[COLUMNS]
-        # Read again: another command may have added to the file in the meantime.
+        # Read the file again: another process may have added to it.
         path = self.directory / "results.csv"
         old = [pd.read_csv(path)] if path.exists() else []
         self.results = pd.concat([*old, new], ignore_index=True)
         _replace(path, self.results.to_csv(index=False))
 
-    def rows(self, key):
-        """Return the values of single rows, a dict of arrays; empty if their file is gone."""
-        path = self._rows_path(key)
+    def samples(self, key):
+        """Return the per-sample values, a dict of arrays; empty if their file is missing."""
+        path = self._samples_path(key)
         if not path.exists():
             return {}
         with np.load(path) as arrays:
             return dict(arrays)
 
-    def _rows_path(self, key):
+    def _samples_path(self, key):
         name = "-".join(re.sub(r"[^a-z0-9]+", "_", str(part).lower()) for part in key)
         return self.directory / "rows" / f"{name}.npz"
 
@@ -90,7 +90,7 @@ class Store:
 def this_run():
     """Return the command, date, versions and machine of this process."""
     arguments = sys.argv[1:]
-    for option in {"--output", "--rst"} & set(arguments):  # change no result, name a folder here
+    for option in {"--output", "--rst"} & set(arguments):  # local folders, no effect on results
         start = arguments.index(option)
         del arguments[start : start + 2]
     return {
@@ -106,14 +106,14 @@ def this_run():
 
 
 def import_version():
-    """Return the version of the package that is imported, installed or not."""
+    """Return the version of the imported package, installed or not."""
     import sklearn_diffuq
 
     return sklearn_diffuq.__version__
 
 
 def machine():
-    """Return the processor that the models run on, and the number of threads."""
+    """Return the GPU, or the type of CPU and the number of threads."""
     import torch
 
     if torch.cuda.is_available():
@@ -122,7 +122,7 @@ def machine():
 
 
 def _replace(path, text):
-    """Write a file so that a process that is stopped leaves the old one or the new one."""
+    """Write a file atomically: an interrupted process leaves the old or the new content."""
     new = path.with_suffix(".new")
     new.write_text(text, encoding="utf-8")
     os.replace(new, path)

@@ -1,11 +1,11 @@
-"""Tables made of tidy results: means and intervals over seeds, differences, ranks."""
+"""Tables of tidy results: means and intervals over seeds, differences, ranks."""
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-REFERENCE = ("backbone", "temperature")  # what a calibration has to beat
-SCALINGS = {"raw": "as the methods give them", "temperature": "after temperature scaling"}
+REFERENCE = ("backbone", "temperature")  # the baseline that a calibration method has to beat
+SCALINGS = {"raw": "before temperature scaling", "temperature": "after temperature scaling"}
 DECIMALS = {
     "accuracy": 2, "nll": 4, "brier": 4, "ece": 2, "adaptive ece": 2, "gap": 2, "aurc": 2,
     "augrc": 2, "error auroc": 3, "raters kl": 4, "parameters": 0, "relative parameters": 2,
@@ -21,7 +21,7 @@ def half_width(values):
 
 
 def interval(values, decimals=4, spread=True):
-    """Return the mean of `values` as text, with the half width of its 95% interval if known."""
+    """Format the mean of `values`, with the half width of its 95% interval if there are several."""
     values = np.asarray(values, dtype=float)
     values = values[~np.isnan(values)]
     if not len(values):
@@ -32,7 +32,7 @@ def interval(values, decimals=4, spread=True):
 
 
 def in_order(table, results):
-    """Sort the rows of a table, one per method, as the methods come in the results."""
+    """Sort the rows of a table, one per method, in the order of the results."""
     methods = [m for m in results["method"].unique() if m in table.index]
     return table.reindex(pd.Index(methods, name="method"))
 
@@ -45,7 +45,7 @@ def select(results, **equal):
 
 
 def by_metric(results, spread=True):
-    """Return a table method x metric of means, with intervals over seeds or without."""
+    """Return a table of means, method x metric, with or without intervals over seeds."""
     columns = list(results["metric"].unique())
     table = results.pivot_table(
         index="method",
@@ -62,9 +62,9 @@ def by_metric(results, spread=True):
 
 
 def by_column(results, column, decimals=4):
-    """Return a table method x value of `column`: means and intervals over seeds.
+    """Return a table of means and intervals over seeds, method x values of `column`.
 
-    Where a method has several parts for a seed, they are averaged first.
+    If a method has several parts for a seed, they are averaged first.
     """
     seeds = results.groupby(["method", "seed", column], sort=False)["value"].mean()
     table = seeds.groupby(["method", column], sort=False).agg(lambda v: interval(v, decimals))
@@ -78,19 +78,19 @@ def over_parts(results):
 
 
 def paired(results, metric, problem, part, severity=0):
-    """Return one line per method, scaling and seed: the difference to the reference."""
+    """Return the difference to the reference for each method, scaling and seed."""
     chosen = select(results, metric=metric, problem=problem, part=part, severity=severity)
     reference = select(chosen, method=REFERENCE[0], scaling=REFERENCE[1])
     reference = reference.set_index("seed")["value"]
     return chosen.assign(value=chosen["value"] - chosen["seed"].map(reference))
 
 
-def row_interval(store, problem, part, severity, method, scaling):
-    """Return the half width of the NLL difference to the reference over rows, mean over seeds."""
+def sample_interval(store, problem, part, severity, method, scaling):
+    """Return the half width over samples of the NLL difference, averaged over seeds."""
     halves = []
     for seed in select(store.results, problem=problem, method=method)["seed"].unique():
-        own = store.rows((problem, seed, method)).get(f"nll/{part} {severity}/{scaling}")
-        other = store.rows((problem, seed, REFERENCE[0])).get(
+        own = store.samples((problem, seed, method)).get(f"nll/{part} {severity}/{scaling}")
+        other = store.samples((problem, seed, REFERENCE[0])).get(
             f"nll/{part} {severity}/{REFERENCE[1]}"
         )
         if own is not None and other is not None:
@@ -108,8 +108,8 @@ def differences(store, problem, part, severity=0):
         if nll["value"].isna().all():
             return pd.DataFrame()
         columns[name] = nll.groupby("method", sort=False)["value"].agg(interval)
-        columns[f"{name}: ± over rows"] = pd.Series(
-            {m: row_interval(store, problem, part, severity, m, scaling) for m in nll["method"]}
+        columns[f"{name}: ± over samples"] = pd.Series(
+            {m: sample_interval(store, problem, part, severity, m, scaling) for m in nll["method"]}
         )
     accuracy = select(paired(results, "accuracy", problem, part, severity), scaling="raw")
     columns["accuracy"] = accuracy.groupby("method", sort=False)["value"].agg(
@@ -121,8 +121,8 @@ def differences(store, problem, part, severity=0):
 def mean_ranks(results):
     """Return the mean rank of each method by NLL over the problems, and a p-value for each scaling.
 
-    1 is best. Methods with at most half of the problems are left out, and then problems on
-    which one of the others has none. The p-value is Friedman's, of the hypothesis that all methods
+    1 is best. Methods with results on at most half of the problems are left out, and then problems
+    without results of a remaining method. The p-value is that of Friedman's test that all methods
     rank alike.
     """
     chosen = select(results, metric="nll", part="test")
@@ -132,7 +132,7 @@ def mean_ranks(results):
             index="problem", columns="method", values="value", sort=False
         )
         means = means.dropna(axis=1, thresh=int(np.ceil((len(means) + 1) / 2))).dropna()
-        means = means.round(4)  # what differs by less is a tie
+        means = means.round(4)  # smaller differences are ties
         columns[f"mean rank, {scaling}"] = means.rank(axis=1).mean()
         enough = means.shape[0] > 1 and means.shape[1] > 2
         p_values[scaling] = stats.friedmanchisquare(*means.T.to_numpy()).pvalue if enough else None
@@ -143,8 +143,8 @@ def mean_ranks(results):
 def ranks_over_parts(results):
     """Return the mean rank of each method over all parts with labels, after temperature scaling.
 
-    1 is best. Each severity of a corruption counts as a part. Only seeds that all methods have are
-    used: others have other draws of the corruptions.
+    1 is best. Each severity of a corruption counts as a part. Only seeds with results of all
+    methods are used, because each seed has its own corruptions.
     """
     columns = {}
     n_methods = results["method"].nunique()
@@ -153,7 +153,7 @@ def ranks_over_parts(results):
         means = select(results[shared], metric=metric, scaling="temperature").pivot_table(
             index=["part", "severity"], columns="method", values="value", sort=False
         )
-        ranks = means.round(4).rank(axis=1)  # what differs by less is a tie
+        ranks = means.round(4).rank(axis=1)  # smaller differences are ties
         columns[f"mean rank, {metric}"] = ranks.mean().map("{:.2f}".format)
     seconds = select(results, metric="relative seconds").groupby("method")["value"].mean()
     columns["relative seconds"] = seconds.map("{:.2f}".format)
@@ -161,7 +161,7 @@ def ranks_over_parts(results):
 
 
 def incomplete(results):
-    """Return "method (3 of 10 runs)" for methods that lack some problem or seed of the others."""
+    """Return "method (3 of 10 runs)" for each method without results for some problem or seed."""
     runs = results[["problem", "seed", "method"]].drop_duplicates()
     n_all = len(runs[["problem", "seed"]].drop_duplicates())
     counts = runs.groupby("method", sort=False).size()
@@ -169,9 +169,9 @@ def incomplete(results):
 
 
 def outliers(results):
-    """Return AUROC and FPR95 in percent for each method, kind of outlier, and score, and means.
+    """Return AUROC and FPR95 in percent for each method, kind of outlier and score, and means.
 
-    Kinds whose name starts with "unseen" have a mean of their own.
+    Kinds whose name starts with "unseen" are averaged separately.
     """
     columns = ["method", "part", "score", "auroc", "fpr95"]
     chosen = results[results["metric"].str.match("auroc, |fpr95, ")]
@@ -189,7 +189,7 @@ def outliers(results):
 
 
 def everything(results):
-    """Return a table with every measured value: one row per problem, part, scaling, and method."""
+    """Return a table of all results: one row per problem, part, scaling, method and metric."""
     results = results.assign(
         severity=results["severity"].astype(int),
         digits=results["metric"].map(DECIMALS).fillna(3).astype(int),

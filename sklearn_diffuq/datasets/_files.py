@@ -9,7 +9,7 @@ from sklearn.datasets import get_data_home
 
 
 def data_directory(data_home, dataset):
-    """Return the directory of `dataset`: argument, environment, scikit-learn's data home."""
+    """Return the folder of `dataset` in `data_home`, the environment's or the default folder."""
     home = data_home or os.environ.get("SKLEARN_DIFFUQ_DATA")
     home = Path(home) if home else Path(get_data_home()) / "sklearn_diffuq"
     return home.expanduser() / dataset
@@ -18,7 +18,7 @@ def data_directory(data_home, dataset):
 def read_gzip(path, sha256, source):
     """Return the unpacked bytes of `path` after checking them.
 
-    The checksum is that of the content, so a file that was packed anew still passes.
+    The checksum is that of the unpacked content, so recompressed files pass.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def read_gzip(path, sha256, source):
     sha256 : str or None
         Expected checksum of the unpacked bytes. None accepts any content.
     source : str
-        Where the public gets the file; part of the error message.
+        Public source of the file, for the error message.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -39,6 +39,6 @@ def read_gzip(path, sha256, source):
     if sha256 is not None and found != sha256:
         raise ValueError(
             f"{path} is not the expected file: its unpacked content has the SHA-256 {found}, "
-            f"expected {sha256}. Get it again from {source}, or pass verify=False to use your own."
+            f"expected {sha256}. Download it from {source}, or pass verify=False to use your own."
         )
     return content

@@ -1,17 +1,17 @@
-"""Images that have no class of the training data."""
+"""Out-of-distribution images: none shows a class of the training data."""
 
 import numpy as np
 from scipy import ndimage
 from sklearn.datasets import load_digits, load_sample_images
 from sklearn.utils import check_random_state
 
-from sklearn_diffuq.datasets._corruptions import check_images
+from sklearn_diffuq.datasets._image_corruptions import check_images
 
 _KINDS = ("digits", "inverted", "shuffled", "blank", "saturated", "letters", "photographs")
 
 
 def out_of_distribution_images(X, kind, *, random_state=None):
-    """Make images outside the distribution of `X`, of the same shape.
+    """Make out-of-distribution images of the same shape as `X`.
 
     Parameters
     ----------
@@ -19,25 +19,30 @@ def out_of_distribution_images(X, kind, *, random_state=None):
         Images with pixels in [0, 1].
     kind : {"digits", "inverted", "shuffled", "blank", "saturated", "letters", "photographs"}
         - "digits": handwritten digits of :func:`sklearn.datasets.load_digits`, enlarged to the
-          size of `X`, in random order and repeated where `X` has more rows.
+          size of `X`, in random order, repeated if `X` has more samples.
         - "inverted": ``1 - X``.
-        - "shuffled": the pixels of each image in a random order of its own; same histogram.
+        - "shuffled": the pixels of each image in random order, with the histogram unchanged.
         - "blank": all pixels 0.
         - "saturated": all pixels 1.
-        - "letters": a white printed letter, A to Z, of random size in the middle of black.
-        - "photographs": random square crops, grey, of the two photographs of
-          :func:`sklearn.datasets.load_sample_images`, brought to the size of `X`.
+        - "letters": a white printed letter, A to Z, of random size, centred on black.
+        - "photographs": random square crops of the two photographs of
+          :func:`sklearn.datasets.load_sample_images`, in grey, resized to the size of `X`.
     random_state : int, RandomState instance or None, default=None
-        Pass an int for the same result in every call.
+        Seed of the random draws; pass an int for reproducible results.
 
     Returns
     -------
     X_out : ndarray of shape (n_samples, n_channels, height, width)
         Pixels in [0, 1], float32 for float32 input and float64 otherwise.
 
+    Raises
+    ------
+    ValueError
+        If `X` has another shape or pixels outside [0, 1], or if `kind` is unknown.
+
     See Also
     --------
-    corrupt_images : The same images, harder to recognise.
+    corrupt_images : Images of the same classes, degraded.
 
     Examples
     --------

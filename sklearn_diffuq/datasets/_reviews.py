@@ -1,4 +1,4 @@
-"""Short reviews that many people rated, from CSV files."""
+"""Short reviews with the ratings of many readers, from CSV files."""
 
 import csv
 import io
@@ -21,19 +21,19 @@ _N_TRAIN, _N_CALIBRATION = 6_000, 1_500
 
 
 def fetch_movie_reviews(data_home=None, *, verify=True):
-    """Load snippets of movie reviews with the ratings of the people who read them.
+    """Load snippets of movie reviews with the ratings of their readers.
 
-    The label says whether the mean rating is positive. The ratings tell how much of the doubt of
-    a model is the doubt of its readers.
+    The label says whether the mean rating is positive. The individual ratings show how far readers
+    disagree, and hence how uncertain a model should be.
 
     Parameters
     ----------
     data_home : str or path-like, default=None
-        Folder that contains ``movie-reviews/movie_reviews.csv.gz``. None takes the environment
+        Folder that contains ``movie-reviews/movie_reviews.csv.gz``. If None, the environment
         variable ``SKLEARN_DIFFUQ_DATA`` or else ``sklearn_diffuq`` in
         :func:`sklearn.datasets.get_data_home`.
     verify : bool, default=True
-        Check the SHA-256 of the unpacked file.
+        Whether to verify the SHA-256 of the unpacked file.
 
     Returns
     -------
@@ -43,22 +43,29 @@ def fetch_movie_reviews(data_home=None, *, verify=True):
         text : ndarray of shape (n,), object
             The snippets, str.
         target : ndarray of shape (n,), int64
-            1 where the mean rating is positive, else 0.
+            1 if the mean rating is positive, else 0.
         mean_rating : ndarray of shape (n,), float64
             Between -4 (most negative) and 4.
         ratings : ndarray of shape (n,), object
-            The individual ratings of each snippet, an integer array; empty where none are known.
+            The individual ratings of each snippet, an integer array; empty if unknown.
         positive_share : ndarray of shape (n,), float64
-            Share of the raters who chose a positive rating, a rating of 0 counting one half; nan
-            without ratings.
+            Share of positive ratings, with ratings of 0 counted as one half; nan if there are no
+            ratings.
         train, calibration, test : ndarray of int
-            Disjoint row numbers of a fixed split: 6,000, 1,500 and the remaining rows.
+            Disjoint indices of a fixed split: 6,000, 1,500 and the remaining samples.
         DESCR : str
             Origin and licence.
 
+    Raises
+    ------
+    FileNotFoundError
+        If the file is missing; the message names the folder and the source.
+    ValueError
+        If the file is not the expected one.
+
     See Also
     --------
-    fetch_amazon_reviews : The same question about another kind of text.
+    fetch_amazon_reviews : Product reviews with the same labels.
 
     References
     ----------
@@ -83,16 +90,23 @@ def fetch_amazon_reviews(data_home=None, *, verify=True):
     Parameters
     ----------
     data_home : str or path-like, default=None
-        Folder that contains ``movie-reviews/amazon_reviews.csv.gz``. None takes the environment
+        Folder that contains ``movie-reviews/amazon_reviews.csv.gz``. If None, the environment
         variable ``SKLEARN_DIFFUQ_DATA`` or else ``sklearn_diffuq`` in
         :func:`sklearn.datasets.get_data_home`.
     verify : bool, default=True
-        Check the SHA-256 of the unpacked file.
+        Whether to verify the SHA-256 of the unpacked file.
 
     Returns
     -------
     data : :class:`~sklearn.utils.Bunch`
-        As from :func:`fetch_movie_reviews`, without a split.
+        As returned by :func:`fetch_movie_reviews`, without a split.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the file is missing; the message names the folder and the source.
+    ValueError
+        If the file is not the expected one.
 
     See Also
     --------
@@ -128,7 +142,7 @@ def _positive_share(ratings):
 
 
 def _objects(values):
-    """Return a 1-d object array, also of arrays that happen to have the same length."""
+    """Return a one-dimensional object array, even if all values are arrays of one length."""
     array = np.empty(len(values), dtype=object)
     for i, value in enumerate(values):
         array[i] = value

@@ -1,4 +1,4 @@
-"""Axes for displays: the only place that imports matplotlib's state machine, and only to plot."""
+"""Axes, colours and legends of displays; pyplot is imported here only, and only to plot."""
 
 
 def axes_or_new(ax):
@@ -13,17 +13,24 @@ def axes_or_new(ax):
 
 
 def text_color(ax):
-    """Colour of the axis labels: visible on the background, whatever the style."""
+    """Return the colour of the axis labels, which is visible on the background of any style."""
     return ax.xaxis.label.get_color()
 
 
 def has_label(ax, label):
-    """Tell whether an artist of `ax` already stands in the legend as `label`."""
+    """Return whether the legend of `ax` has an entry `label`."""
     return label in ax.get_legend_handles_labels()[1]
 
 
 def labelled(name, text):
-    """Join the name of a method and a score for the legend; None where there is neither."""
+    """Join the name of a method and a score into a legend entry; None if both are missing."""
     if name is None or text is None:
         return name or text
     return f"{name} ({text})"
+
+
+def integer_ticks(ax):
+    """Restrict the ticks of the horizontal axis to integers."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,16 +1,16 @@
-"""What every metric does first: labels to column numbers, probabilities checked."""
+"""Validation shared by all metrics: labels, probabilities and sample weights."""
 
 import numpy as np
 from sklearn.utils import check_array, check_consistent_length, column_or_1d
 
-# Rounding that float32 and half precision models leave in a probability row; more is an error.
+# Rounding error that float32 and half precision models leave in the probabilities of a sample.
 _TOLERANCE = 1e-3
-# Rows are rescaled only beyond float32 rounding: rescaling would split ties at confidence 1.
+# Only errors beyond float32 rounding are rescaled: rescaling splits ties at confidence 1.
 _RESCALE = 1e-5
 
 
-def check_rows(proba):
-    """Return `proba` (n, n_classes) as float64 rows in [0, 1] that sum to one, or raise."""
+def check_probabilities(proba):
+    """Return `proba` (n, n_classes) as float64 with rows in [0, 1] that sum to one, or raise."""
     tolerance = _TOLERANCE
     if np.issubdtype(proba.dtype, np.floating):
         tolerance = max(tolerance, np.sqrt(np.finfo(proba.dtype).eps))
@@ -35,19 +35,19 @@ def check_rows(proba):
     return proba
 
 
-def check_labels(y_true, y_proba, labels=None, pos_label=None):
-    """Turn labels into column numbers and check the probabilities.
+def encode_labels(y_true, y_proba, labels=None, pos_label=None):
+    """Encode labels as the columns of `y_proba`, and validate the probabilities.
 
     Parameters
     ----------
     y_true : array-like of shape (n,)
         Labels of any sortable type.
     y_proba : array-like of shape (n, n_classes) or (n,)
-        One-dimensional: the probability of `pos_label` in a problem with two labels.
+        If one-dimensional, the probability of `pos_label` in a problem with two labels.
     labels : array-like of shape (n_classes,), default=None
-        Label of each column; None: the sorted distinct values of `y_true`.
+        Label of each column; if None, the sorted distinct values of `y_true`.
     pos_label : label, default=None
-        The label of a one-dimensional `y_proba`; None: the greater one.
+        The label of a one-dimensional `y_proba`; if None, the greater one.
 
     Returns
     -------
@@ -66,8 +66,8 @@ def check_labels(y_true, y_proba, labels=None, pos_label=None):
     labels = present if labels is None else _check_columns(labels)
     if pos_label is not None and pos_label not in labels:
         raise ValueError(
-            f"pos_label={pos_label!r} is not one of the labels {_show(labels)}. If y_true merely"
-            " lacks it, pass labels=."
+            f"pos_label={pos_label!r} is not one of the labels {_show(labels)}. If it is only"
+            " absent from y_true, pass labels=."
         )
     if proba.ndim == 1:
         labels, proba = _two_columns(labels, proba, pos_label)
@@ -84,7 +84,7 @@ def check_labels(y_true, y_proba, labels=None, pos_label=None):
             f"y_true holds {_show(missing)}, which labels={_show(labels)} does not contain."
             " labels= must name every column of y_proba, in the type that y_true uses."
         )
-    return np.array([column[label] for label in present])[codes], check_rows(proba), labels
+    return np.array([column[label] for label in present])[codes], check_probabilities(proba), labels
 
 
 def check_weights(sample_weight, n):
@@ -115,7 +115,7 @@ def _label_vector(y_true):
     if len(shape) == 2 and shape[1] > 1:
         raise ValueError(
             f"y_true must hold one label per sample, got shape {shape}."
-            " For one-hot rows pass y_true.argmax(axis=1)."
+            " For one-hot labels pass y_true.argmax(axis=1)."
         )
     return column_or_1d(y_true)
 
@@ -126,7 +126,7 @@ def _distinct(y_true):
     except TypeError as error:
         raise ValueError(f"y_true mixes labels that cannot be sorted: {error}.") from error
     if np.issubdtype(values.dtype, np.floating) and not np.isfinite(values).all():
-        raise ValueError("y_true holds NaN or infinity; drop or fill these rows first.")
+        raise ValueError("y_true holds NaN or infinity; drop or fill these samples first.")
     return values.tolist(), codes
 
 

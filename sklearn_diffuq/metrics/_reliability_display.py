@@ -1,38 +1,36 @@
-"""Reliability diagram with interval and histogram."""
+"""Reliability diagram with confidence band and histogram."""
 
 import numpy as np
 
 from sklearn_diffuq.metrics._axes import axes_or_new, labelled, text_color
-from sklearn_diffuq.metrics._calibration import (
-    confidence_outcome_pairs,
-    expected_calibration_error,
-    reliability_curve,
-)
-from sklearn_diffuq.metrics._probabilities import check_labels
+from sklearn_diffuq.metrics._binning import confidence_outcome_pairs
+from sklearn_diffuq.metrics._calibration_errors import expected_calibration_error
+from sklearn_diffuq.metrics._probabilities import encode_labels
+from sklearn_diffuq.metrics._reliability_curve import reliability_curve
 
 _DIAGONAL = "perfect calibration"
 _HISTOGRAM = "confidence histogram"
 
 
 class ReliabilityDisplay:
-    """Accuracy against confidence, its confidence band, and a histogram of the confidences.
+    """Reliability diagram: accuracy against confidence, with a band and a histogram.
 
-    The dashed diagonal is perfect calibration; below it the model is over-confident.
-    Use `from_estimator` or `from_predictions`. Several displays share one diagram when the axes
-    of the first are passed to the others.
+    The dashed diagonal marks perfect calibration; below it, the model is over-confident. Create
+    displays with `from_estimator` or `from_predictions`. Pass the axes of one to another to compare
+    both in one diagram.
 
     Parameters
     ----------
     confidence, accuracy : ndarray of shape (n_bins,)
         Mean confidence and accuracy of each bin.
     lower, upper : ndarray of shape (n_bins,)
-        Ends of the interval for the accuracy.
+        Bounds of the confidence interval for the accuracy.
     scores : ndarray of shape (n_samples,)
-        Confidence of every row, for the histogram.
+        Confidence of every sample, for the histogram.
     calibration_error : float, default=None
-        Shown in the legend.
+        Calibration error shown in the legend; if None, none is shown.
     kind : {"top-label", "positive"}, default="top-label"
-        Decides the axis labels.
+        Determines the axis labels.
     name : str, default=None
         Name of the method in the legend.
 
@@ -41,7 +39,7 @@ class ReliabilityDisplay:
     line_ : matplotlib Line2D
         The curve.
     band_ : matplotlib PolyCollection
-        The interval.
+        The confidence band.
     histogram_ : matplotlib StepPatch or None
         The histogram.
     ax_ : matplotlib Axes
@@ -53,8 +51,8 @@ class ReliabilityDisplay:
 
     See Also
     --------
-    reliability_curve : The numbers.
-    expected_calibration_error : Their summary.
+    reliability_curve : The plotted values.
+    expected_calibration_error : Summary of the diagram.
 
     Examples
     --------
@@ -104,7 +102,7 @@ class ReliabilityDisplay:
         y : array-like of shape (n_samples,)
             True labels.
         name : str, default=None
-            Name in the legend; None: the class of the estimator.
+            Name in the legend; if None, the class of the estimator.
         **kwargs : dict
             Passed to `from_predictions`.
 
@@ -140,23 +138,25 @@ class ReliabilityDisplay:
         y_true : array-like of shape (n_samples,)
             True labels.
         y_proba : array-like of shape (n_samples, n_classes) or (n_samples,)
-            Probabilities; one-dimensional: of `pos_label`.
+            Probabilities; if one-dimensional, those of `pos_label`.
         labels : array-like of shape (n_classes,), default=None
-            The label of each column. None: the sorted distinct values of `y_true`.
+            The label of each column. If None, the sorted distinct values of `y_true`.
         kind : {"top-label", "positive"}, default="top-label"
-            What is judged: the predicted label, or the column of `pos_label`.
+            Which probability is evaluated: that of the predicted label, or the column of
+            `pos_label`.
         strategy : {"uniform", "quantile"}, default="uniform"
             Bins of equal width or of equal mass.
         n_bins : int, default=15
             Number of bins.
         confidence_level : float, default=0.95
-            Coverage of the band (Wilson's interval, bin by bin).
+            Coverage of the band (Wilson's interval for each bin).
         pos_label : int, float, bool or str, default=None
-            The label of a one-dimensional `y_proba` and of ``kind="positive"``.
+            The label of a one-dimensional `y_proba` and of ``kind="positive"``. If None, the
+            greater one.
         name : str, default=None
             Name of the method in the legend.
         ax : matplotlib Axes, default=None
-            Axes to plot on; None: a new figure.
+            Axes to plot on; if None, those of a new figure.
         **kwargs : dict
             Passed to `plot`.
 
@@ -173,7 +173,7 @@ class ReliabilityDisplay:
             "pos_label": pos_label,
         }
         curve = reliability_curve(y_true, y_proba, confidence_level=confidence_level, **shared)
-        problem = check_labels(y_true, y_proba, labels, pos_label)
+        problem = encode_labels(y_true, y_proba, labels, pos_label)
         [(scores, _)] = confidence_outcome_pairs(*problem, kind, pos_label)
         display = cls(
             curve.confidence,
@@ -193,12 +193,12 @@ class ReliabilityDisplay:
         Parameters
         ----------
         ax : matplotlib Axes, default=None
-            Axes to plot on; None: a new figure. The axes of another `ReliabilityDisplay` add
-            this one to its diagram and its histogram.
+            Axes to plot on; if None, those of a new figure. With the axes of another
+            `ReliabilityDisplay`, this one is added to its diagram and histogram.
         name : str, default=None
-            Name in the legend; None: that of the constructor.
+            Name in the legend; if None, that of the constructor.
         histogram : bool, default=True
-            Whether to take the lower part of the axes for a histogram.
+            Whether to use the lower part of the axes for a histogram.
         **kwargs : dict
             Passed to `matplotlib.axes.Axes.plot`.
 
@@ -212,7 +212,7 @@ class ReliabilityDisplay:
         error = self.calibration_error
         label = labelled(name, None if error is None else f"ECE {error:.3f}")
         if all(line.get_gid() != _DIAGONAL for line in ax.lines):
-            # Not in the legend, which has little room on a small figure.
+            # Unlabelled, to save room in the legend.
             style = {"linestyle": "--", "linewidth": 1, "color": text_color(ax), "alpha": 0.6}
             ax.plot([0, 1], [0, 1], gid=_DIAGONAL, **style)
         (self.line_,) = ax.plot(
@@ -250,14 +250,14 @@ class ReliabilityDisplay:
 
 
 def _histogram_axes(ax):
-    """Return the axes below `ax` that share its confidence axis; make them the first time."""
+    """Return the histogram axes below `ax`, which share its confidence axis, or create them."""
     figure = ax.figure
     for other in figure.axes:
         if other.get_label() == _HISTOGRAM and ax.get_shared_x_axes().joined(ax, other):
             return other
     place = ax.get_subplotspec()
     if place is None:
-        # Axes placed by hand: give up the lower part of their own rectangle.
+        # Axes placed by hand: use the lower part of their own rectangle.
         left, bottom, width, height = ax.get_position().bounds
         ax.set_position([left, bottom + 0.3 * height, width, 0.7 * height])
         below = [left, bottom, width, 0.24 * height]

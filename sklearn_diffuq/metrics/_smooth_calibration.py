@@ -4,10 +4,10 @@ import numpy as np
 from scipy.signal import fftconvolve
 from sklearn.utils._param_validation import StrOptions, validate_params
 
-from sklearn_diffuq.metrics._calibration import confidence_outcome_pairs
-from sklearn_diffuq.metrics._probabilities import check_labels
+from sklearn_diffuq.metrics._binning import confidence_outcome_pairs
+from sklearn_diffuq.metrics._probabilities import encode_labels
 
-# Discretisation of the authors' implementation, so that values agree with published ones.
+# Discretisation of the authors' implementation, so that values match published ones.
 _SMALLEST_WIDTH = 1e-3
 _HALVINGS = 10
 _DENSITY_FLOOR = 1e-4
@@ -31,27 +31,34 @@ def smooth_calibration_error(y_true, y_proba, *, labels=None, kind="top-label", 
     .. math:: \mathrm{smECE}_\sigma = \int_0^1 \Big| \frac1n \sum_i K_\sigma(t, f_i)
         (f_i - a_i) \Big| \, dt,
 
-    taken at the width where :math:`\mathrm{smECE}_\sigma = \sigma`. It has no bins to choose,
-    is continuous in the confidences, and equals ``relplot.smECE`` (reflected kernel, the
-    authors' default), grid and search included.
+    at the width for which :math:`\mathrm{smECE}_\sigma = \sigma`. It needs no choice of bins, is
+    continuous in the confidences, and reproduces ``relplot.smECE`` with the reflected kernel, the
+    authors' default, including its grid and search.
 
     Parameters
     ----------
     y_true : array-like of shape (n_samples,)
         True labels.
     y_proba : array-like of shape (n_samples, n_classes) or (n_samples,)
-        Probabilities; one-dimensional: of `pos_label`.
+        Probabilities; if one-dimensional, those of `pos_label`.
     labels : array-like of shape (n_classes,), default=None
-        The label of each column. None: the sorted distinct values of `y_true`.
+        The label of each column. If None, the sorted distinct values of `y_true`.
     kind : {"top-label", "positive"}, default="top-label"
-        What is judged: the predicted label against being right, or the column of `pos_label`.
+        Which probability is evaluated: that of the predicted label against whether it is correct,
+        or the column of `pos_label`.
     pos_label : int, float, bool or str, default=None
-        The label of a one-dimensional `y_proba` and of ``kind="positive"``. None: the greater one.
+        The label of a one-dimensional `y_proba` and of ``kind="positive"``. If None, the greater
+        one.
 
     Returns
     -------
     float
         The error, in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        If labels and columns do not match or `y_proba` does not hold probabilities.
 
     See Also
     --------
@@ -71,7 +78,7 @@ def smooth_calibration_error(y_true, y_proba, *, labels=None, kind="top-label", 
     >>> round(smooth_calibration_error(y_true, y_proba), 2)
     0.2
     """
-    codes, proba, labels = check_labels(y_true, y_proba, labels, pos_label)
+    codes, proba, labels = encode_labels(y_true, y_proba, labels, pos_label)
     [(confidence, outcome)] = confidence_outcome_pairs(codes, proba, labels, kind, pos_label)
     order = np.lexsort((outcome, confidence))
     confidence, residual = confidence[order], (confidence - outcome)[order]
@@ -92,13 +99,13 @@ def _error_at_width(confidence, residual, width):
     n_mesh = max(200, round(10 / width))
     mesh, grid = np.linspace(0, 1, n_mesh), np.linspace(0, 1, n_grid)
     excess, density = (np.interp(mesh, grid, values) for values in smoothed)
-    # The floor keeps regions without data from counting; it cancels everywhere else.
+    # The floor suppresses regions without data; elsewhere it is negligible.
     density = density + _DENSITY_FLOOR
     return float(np.abs(excess).sum() / density.sum())
 
 
 def _spread_on_grid(position, sums, n_grid):
-    """Share each value (2, n) at its position between the two nearest of `n_grid` points."""
+    """Distribute each value (2, n) linearly over the two nearest of `n_grid` points."""
     scaled = position * (n_grid - 1)
     left = np.minimum(scaled.astype(int), n_grid - 2)
     part = scaled - left
@@ -112,7 +119,7 @@ def _spread_on_grid(position, sums, n_grid):
 
 
 def _reflected_gaussian(values, width):
-    """Smooth rows of values on a grid of [0, 1], mirrored at both ends."""
+    """Smooth values (2, n_grid) on a grid of [0, 1], reflected at both ends."""
     n_grid = values.shape[1]
     offset = np.linspace(-0.5, 0.5, n_grid)
     kernel = np.exp(-0.5 * (offset / width) ** 2) / (np.sqrt(2 * np.pi) * width)

@@ -1,4 +1,4 @@
-"""Images outside the distribution keep the shape and lose what the name says."""
+"""Out-of-distribution images keep their shape and change as their name says."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_shape_range_and_repetition(images, kind):
 def test_digits_are_enlarged_digits():
     made = out_of_distribution_images(np.zeros((2000, 1, 24, 16)), "digits", random_state=0)
     digits = load_digits().images / 16
-    # Every digit comes once before any comes again; corners survive linear interpolation.
+    # Digits repeat only after all were used; linear interpolation keeps the corners.
     corners = np.sort(made[: len(digits), 0, -1, -1])
     np.testing.assert_allclose(corners, np.sort(digits[:, -1, -1]), atol=1e-12)
     assert made.mean() == pytest.approx(digits.mean(), rel=0.1)

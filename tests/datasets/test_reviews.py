@@ -32,7 +32,7 @@ def test_columns(fetched):
     assert fetched.target.tolist() == [1, 0, 0]
     np.testing.assert_array_equal(fetched.mean_rating, [2.0, -1.5, 0.0])
     assert [r.tolist() for r in fetched.ratings] == [[4, 0, 2, 2], [-3, 0, 0, -3], []]
-    # Three of four positive and one undecided; two undecided of four; nobody asked.
+    # Three of four raters positive and one neutral; two of four neutral; no raters.
     np.testing.assert_allclose(fetched.positive_share, [3.5 / 4, 1 / 4, np.nan])
 
 

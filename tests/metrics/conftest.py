@@ -4,7 +4,7 @@ import pytest
 
 @pytest.fixture(scope="package")
 def problem():
-    """3000 rows, 4 classes, over-confident: labels drawn from p, the forecast is p**2 / sum."""
+    """3000 over-confident forecasts of 4 classes: labels drawn from p, forecasts p**2 / sum."""
     rng = np.random.default_rng(0)
     proba = rng.dirichlet([1, 1, 1, 1], size=3000)
     y = (proba.cumsum(axis=1) < rng.random((3000, 1))).sum(axis=1)
@@ -14,7 +14,7 @@ def problem():
 
 @pytest.fixture(scope="package")
 def binary_problem():
-    """2000 rows, 2 classes, over-confident; the forecast is that of class 1."""
+    """2000 over-confident forecasts of class 1 of 2."""
     rng = np.random.default_rng(1)
     logit = rng.normal(0, 1.5, 2000)
     y = (rng.random(2000) < 1 / (1 + np.exp(-logit))).astype(int)
@@ -23,7 +23,7 @@ def binary_problem():
 
 @pytest.fixture
 def plt():
-    """Pyplot; every figure is drawn, so that a layout that fails does so here, and closed."""
+    """Pyplot; all figures are drawn, which reveals layout errors, and closed after the test."""
     pyplot = pytest.importorskip("matplotlib.pyplot")
     yield pyplot
     for number in pyplot.get_fignums():

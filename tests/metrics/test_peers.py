@@ -1,6 +1,6 @@
-"""Equality with other packages where the definitions agree.
+"""Agreement with other packages where definitions match.
 
-None of them is needed to run the suite: what they confirm here is also tested without them.
+None of them is required: everything they confirm is also tested without them.
 """
 
 import importlib
@@ -74,7 +74,7 @@ def test_torchmetrics_calibration_error(torch_problem, binary_problem, norm):
 def test_torch_uncertainty_adaptive_and_classwise(torch_problem, norm):
     tu = peer("torch_uncertainty.metrics.classification")
     y, proba = torch_problem
-    # 15 divides 3000: with other sizes the packages place the odd rows in different bins.
+    # 15 divides 3000; for other sizes, the packages distribute the remainder differently.
     metric = tu.AdaptiveCalibrationError("multiclass", num_bins=15, norm=norm, num_classes=4)
     metric.update(proba, y)
     ours = expected_calibration_error(y, proba, strategy="quantile", norm=norm)
@@ -96,7 +96,7 @@ def test_torch_uncertainty_selective(torch_problem):
         metric = getattr(tu, name)()
         metric.update(proba, y)
         values[name] = metric.compute().item()
-    # Theirs is the trapezoid over [1/n, 1], stretched to length one.
+    # Theirs is the trapezoidal area over [1/n, 1], rescaled to length one.
     stretched = np.trapezoid(risk, coverage) / (1 - 1 / n)
     assert values["AURC"] == pytest.approx(stretched, abs=1e-6)
     assert values["AURC"] == pytest.approx(area_under_risk_coverage_curve(y, proba), abs=1 / n)
@@ -145,7 +145,7 @@ def test_torch_uncertainty_smooth_error(torch_problem):
 def test_mapie_ece(problem):
     mapie = peer("mapie.metrics.calibration")
     y, proba = problem
-    # Their y_true is "was it right?", and num_bins edges make one bin fewer.
+    # Their y_true is correctness, and num_bins is the number of edges.
     correct = (proba.argmax(axis=1) == y).astype(int)
     theirs = mapie.expected_calibration_error(
         correct, proba.max(axis=1), num_bins=16, split_strategy="uniform"

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from sklearn_diffuq.metrics._probabilities import check_labels, check_weights, top_label
+from sklearn_diffuq.metrics._probabilities import check_weights, encode_labels, top_label
 
 P3 = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4], [0.2, 0.5, 0.3]])
 
@@ -25,19 +25,19 @@ P3 = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.3, 0.3, 0.4], [0.2, 0.5, 0.3
     ids=lambda y: f"{type(y).__name__}-{np.asarray(y).dtype}-{np.asarray(y).flat[0]}",
 )
 def test_any_label_type_becomes_the_column_of_its_rank(y):
-    codes, proba, _ = check_labels(y, P3)
+    codes, proba, _ = encode_labels(y, P3)
     assert_array_equal(codes, [0, 1, 2, 1])
     assert_array_equal(proba, P3)
 
 
 def test_labels_give_the_order_of_the_columns():
-    codes, _, labels = check_labels(["a", "b", "c", "b"], P3, labels=np.array(["c", "a", "b"]))
+    codes, _, labels = encode_labels(["a", "b", "c", "b"], P3, labels=np.array(["c", "a", "b"]))
     assert_array_equal(codes, [1, 2, 0, 2])
     assert labels == ["c", "a", "b"]
 
 
 def test_labels_name_classes_that_y_lacks():
-    codes, _, _ = check_labels(["b", "b", "b", "b"], P3, labels=["a", "b", "c"])
+    codes, _, _ = encode_labels(["b", "b", "b", "b"], P3, labels=["a", "b", "c"])
     assert_array_equal(codes, [1, 1, 1, 1])
 
 
@@ -53,7 +53,7 @@ def test_labels_name_classes_that_y_lacks():
 )
 def test_one_dimensional_probability_is_of_the_greater_or_named_label(labels, pos_label, positive):
     p = np.array([0.25, 0.5, 1.0])
-    codes, proba, order = check_labels(["yes", "no", "yes"], p, labels, pos_label)
+    codes, proba, order = encode_labels(["yes", "no", "yes"], p, labels, pos_label)
     assert order[1] == positive
     assert_array_equal(proba, np.column_stack([1 - p, p]))
     assert_array_equal(np.array(order)[codes], ["yes", "no", "yes"])
@@ -61,16 +61,16 @@ def test_one_dimensional_probability_is_of_the_greater_or_named_label(labels, po
 
 def test_accepts_frames_lists_and_booleans():
     frame = pd.DataFrame(P3[:, :2] / P3[:, :2].sum(axis=1, keepdims=True), index=[4, 2, 9, 1])
-    codes, proba, labels = check_labels([True, False, True, True], frame)
+    codes, proba, labels = encode_labels([True, False, True, True], frame)
     assert_array_equal(codes, [1, 0, 1, 1])
     assert_array_equal(proba, frame.to_numpy())
     assert labels == [False, True]
-    assert_array_equal(check_labels([0, 1, 2, 1], P3.tolist())[1], P3)
+    assert_array_equal(encode_labels([0, 1, 2, 1], P3.tolist())[1], P3)
 
 
 @pytest.mark.parametrize("overshoot", [1.0000001, 1.0 + 1e-5])
 def test_rounding_above_one_is_clipped(overshoot):
-    _, proba, _ = check_labels([0, 1], [[overshoot, 0.0], [-1e-7, 1.0]])
+    _, proba, _ = encode_labels([0, 1], [[overshoot, 0.0], [-1e-7, 1.0]])
     assert_array_equal(proba, [[1, 0], [0, 1]])
 
 
@@ -78,14 +78,14 @@ def test_rounding_above_one_is_clipped(overshoot):
 def test_low_precision_softmax_of_many_classes_is_accepted(dtype):
     logits = np.random.default_rng(0).normal(size=(50, 1000))
     exact = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    _, proba, _ = check_labels(np.arange(50), exact.astype(dtype), labels=range(1000))
+    _, proba, _ = encode_labels(np.arange(50), exact.astype(dtype), labels=range(1000))
     assert_allclose(proba.sum(axis=1), 1, atol=2e-5)
     assert_allclose(proba, exact, rtol=0.02, atol=1e-6)
 
 
 def test_saturated_float32_rows_stay_tied():
     rows = np.float32([[1, 1e-8, 0], [1, 0, 0], [1, 5e-8, 5e-8]])
-    _, proba, _ = check_labels([0, 1, 2], rows)
+    _, proba, _ = encode_labels([0, 1, 2], rows)
     assert_array_equal(proba[:, 0], 1.0)
 
 
@@ -112,7 +112,7 @@ def test_saturated_float32_rows_stay_tied():
 )
 def test_garbage_is_refused_with_advice(y, proba, options, message):
     with pytest.raises(ValueError, match=message):
-        check_labels(y, proba, **options)
+        encode_labels(y, proba, **options)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The metrics as scorers: what `make_scorer` passes, for two classes and for more."""
+"""Metrics work as scorers with `make_scorer`, for two classes and for more."""
 
 import numpy as np
 import pytest

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from sklearn_diffuq._propagation.predict import familiarity, path_predictions
 from tiny_backbones import ALL
 
 from sklearn_diffuq._calibration.noise_scales import Calibration
@@ -15,7 +16,6 @@ from sklearn_diffuq._path.time_grid import steps_of, time_grid
 from sklearn_diffuq._propagation.linearised import linearise_all
 from sklearn_diffuq._propagation.margin_table import MomentTable
 from sklearn_diffuq._propagation.noise import PathNoise
-from sklearn_diffuq._propagation.predict import familiarity, path_predictions
 from sklearn_diffuq._propagation.propagate import propagate
 
 NOISE = NoiseScales(0.3, 0.2, 0.1)

@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.testing import assert_allclose, assert_array_equal
-from scipy.stats import binomtest
+from numpy.testing import assert_allclose
 
 from sklearn_diffuq.metrics import (
     expected_calibration_error,
-    reliability_curve,
     signed_calibration_gap,
 )
 
@@ -90,7 +88,7 @@ def test_unknown_options_are_refused(problem, option, value):
 
 
 def test_confidence_one_shares_the_last_bin():
-    # A hidden extra bin for 1.0 gives (0.05 + 1) / 2 = 0.525.
+    # An extra bin for 1.0 would give (0.05 + 1) / 2 = 0.525.
     assert expected_calibration_error([1, 0], [0.95, 1.0], n_bins=10) == pytest.approx(0.475)
 
 
@@ -128,12 +126,6 @@ def test_tied_confidences_share_an_equal_mass_bin():
     assert expected_calibration_error(y, p, strategy="quantile") == pytest.approx(0.1)
 
 
-def test_equal_mass_bins_are_equal():
-    p = np.random.default_rng(0).random(1000)
-    curve = reliability_curve(np.arange(1000) % 2, p, strategy="quantile", n_bins=8)
-    assert_array_equal(curve.count, np.full(8, 125))
-
-
 def test_small_and_degenerate_samples():
     assert expected_calibration_error([1], [0.7], labels=[0, 1]) == pytest.approx(0.3)
     assert expected_calibration_error(["a"], [[0.2, 0.8]], labels=["a", "b"]) == pytest.approx(0.8)
@@ -168,7 +160,7 @@ def test_signed_gap_is_mean_confidence_minus_accuracy(problem):
 
 @st.composite
 def forecasts(draw):
-    """Rows on a coarse grid, so that ties, zeros and ones abound, and a permutation of them."""
+    """Forecasts on a coarse grid, with many ties, zeros and ones, and a permutation of them."""
     n, n_classes = draw(st.integers(1, 30)), draw(st.integers(2, 4))
     parts = st.lists(st.integers(0, 4), min_size=n_classes, max_size=n_classes)
     rows = np.array(draw(st.lists(parts, min_size=n, max_size=n)), dtype=float)
@@ -207,32 +199,6 @@ def test_column_order_and_names_do_not_matter(drawn):
         first = expected_calibration_error(y, proba, labels=range(len(names)), kind=kind)
         second = expected_calibration_error(names[y], proba[:, swap], labels=names[swap], kind=kind)
         assert first == pytest.approx(second, abs=1e-12)
-
-
-@pytest.mark.parametrize("strategy", ["uniform", "quantile"])
-def test_reliability_curve_sums_to_the_error(problem, strategy):
-    y, proba = problem
-    curve = reliability_curve(y, proba, strategy=strategy)
-    assert curve.count.sum() == len(y)
-    assert (np.diff(curve.confidence) > 0).all()
-    error = np.sum(curve.count * abs(curve.confidence - curve.accuracy)) / len(y)
-    assert error == pytest.approx(expected_calibration_error(y, proba, strategy=strategy))
-
-
-@pytest.mark.parametrize("level", [0.8, 0.95])
-def test_reliability_interval_is_wilsons(problem, level):
-    y, proba = problem
-    curve = reliability_curve(y[:80], proba[:80], confidence_level=level)
-    hits = np.round(curve.accuracy * curve.count).astype(int)
-    for k, n, low, high in zip(hits, curve.count, curve.lower, curve.upper):
-        interval = binomtest(int(k), int(n)).proportion_ci(level, method="wilson")
-        assert_allclose([low, high], [interval.low, interval.high], atol=1e-12)
-
-
-def test_reliability_curve_of_the_positive_class():
-    curve = reliability_curve([0, 1, 1, 0], [0.1, 0.15, 0.9, 0.8], kind="positive", n_bins=5)
-    assert_allclose(curve.confidence, [0.125, 0.85])
-    assert_allclose(curve.accuracy, [0.5, 0.5])
 
 
 @pytest.mark.parametrize("n_bins", [5, 15])

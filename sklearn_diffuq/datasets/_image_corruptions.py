@@ -1,22 +1,18 @@
-"""Graded corruptions of images and texts, deterministic given a seed."""
-
-from numbers import Integral
+"""Graded corruptions of images, deterministic given a seed."""
 
 import numpy as np
 from scipy import ndimage
 from sklearn.utils import check_random_state
 
-# One strength per severity 1..5; the unit belongs to the corruption.
-_IMAGE_STRENGTHS = {
+from sklearn_diffuq.datasets._severity import strength_of
+
+# One strength per severity 1..5; the unit depends on the corruption.
+_STRENGTHS = {
     "noise": (0.08, 0.12, 0.18, 0.26, 0.38),  # standard deviation
     "blur": (0.5, 0.75, 1.0, 1.5, 2.0),  # standard deviation of the kernel, pixels
     "rotate": (10.0, 20.0, 30.0, 45.0, 60.0),  # degrees
-    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # factor on the distance to the mean
+    "contrast": (0.75, 0.5, 0.4, 0.3, 0.15),  # factor on the deviation from the mean
     "translate": (0.07, 0.11, 0.14, 0.21, 0.29),  # share of the width and height
-}
-_TEXT_STRENGTHS = {
-    "typos": (0.05, 0.1, 0.2, 0.35, 0.5),  # share of the words
-    "drop_words": (0.05, 0.1, 0.2, 0.35, 0.5),
 }
 
 
@@ -30,24 +26,29 @@ def corrupt_images(X, corruption, severity=3, *, random_state=None):
     corruption : {"noise", "blur", "rotate", "contrast", "translate"}
         - "noise": independent Gaussian noise on every pixel, standard deviation 0.08 to 0.38.
         - "blur": Gaussian kernel, standard deviation 0.5 to 2 pixels.
-        - "rotate": about the centre by 10 to 60 degrees, to the left or right at random.
-        - "contrast": distances to the mean of the image are multiplied by 0.75 to 0.15.
-        - "translate": by 7% to 29% of the side in a random direction, whole pixels.
+        - "rotate": by 10 to 60 degrees about the centre, clockwise or anticlockwise at random.
+        - "contrast": deviations from the mean of the image are multiplied by 0.75 to 0.15.
+        - "translate": by 7% to 29% of the side length in a random direction, in whole pixels.
 
-        Pixels that come from outside the image are 0.
+        Pixels from outside the image are 0.
     severity : int, default=3
         From 1 (mild) to 5 (severe).
     random_state : int, RandomState instance or None, default=None
-        Pass an int for the same result in every call.
+        Seed of the random draws; pass an int for reproducible results.
 
     Returns
     -------
     X_corrupted : ndarray of shape (n_samples, n_channels, height, width)
         Pixels in [0, 1], float32 for float32 input and float64 otherwise.
 
+    Raises
+    ------
+    ValueError
+        If `X` has another shape or pixels outside [0, 1], or for an unknown corruption or severity.
+
     See Also
     --------
-    out_of_distribution_images : Images of another kind altogether.
+    out_of_distribution_images : Images without any class of the training data.
 
     References
     ----------
@@ -64,7 +65,7 @@ def corrupt_images(X, corruption, severity=3, *, random_state=None):
     array([0.25, 0.25, 0.75, 0.75])
     """
     X = check_images(X)
-    strength = _strength(_IMAGE_STRENGTHS, corruption, severity)
+    strength = strength_of(_STRENGTHS, corruption, severity)
     rng = check_random_state(random_state)
     if corruption == "noise":
         corrupted = X + strength * rng.standard_normal(X.shape)
@@ -78,52 +79,6 @@ def corrupt_images(X, corruption, severity=3, *, random_state=None):
     else:
         corrupted = _translate(X, strength, rng)
     return np.clip(corrupted, 0, 1).astype(X.dtype)
-
-
-def corrupt_texts(X, corruption, severity=3, *, random_state=None):
-    """Corrupt texts with a given kind and severity.
-
-    Parameters
-    ----------
-    X : array-like of str of shape (n_samples,)
-        The texts. Words are what blanks separate.
-    corruption : {"typos", "drop_words"}
-        - "typos": two neighbouring characters are swapped in 5% to 50% of the words.
-        - "drop_words": 5% to 50% of the words are left out; one always stays.
-    severity : int, default=3
-        From 1 (mild) to 5 (severe).
-    random_state : int, RandomState instance or None, default=None
-        Pass an int for the same result in every call.
-
-    Returns
-    -------
-    X_corrupted : ndarray of shape (n_samples,), object
-        The changed texts, their words joined by single blanks.
-
-    See Also
-    --------
-    corrupt_images : The same for images.
-
-    Examples
-    --------
-    >>> from sklearn_diffuq.datasets import corrupt_texts
-    >>> text = "one two three four five six seven eight nine ten"
-    >>> len(corrupt_texts([text], "drop_words", severity=5, random_state=0)[0].split())
-    5
-    """
-    if isinstance(X, str):
-        raise ValueError("Expected a sequence of texts, got one str. Pass [text] instead.")
-    share = _strength(_TEXT_STRENGTHS, corruption, severity)
-    rng = check_random_state(random_state)
-    change = _swap_letters if corruption == "typos" else _drop_words
-    texts = list(X)
-    corrupted = np.empty(len(texts), dtype=object)
-    for i, text in enumerate(texts):
-        words = text.split()
-        n_changed = min(round(share * len(words)), len(words) - (corruption == "drop_words"))
-        chosen = set(rng.permutation(len(words))[: max(n_changed, 0)])
-        corrupted[i] = " ".join(change(words, chosen, rng))
-    return corrupted
 
 
 def check_images(X):
@@ -142,14 +97,6 @@ def check_images(X):
             "Corrupt the images first and normalise them afterwards."
         )
     return X
-
-
-def _strength(strengths, corruption, severity):
-    if corruption not in strengths:
-        raise ValueError(f"corruption must be one of {sorted(strengths)}, got {corruption!r}.")
-    if not isinstance(severity, Integral) or not 1 <= severity <= 5:
-        raise ValueError(f"severity must be an int from 1 to 5, got {severity!r}.")
-    return strengths[corruption][severity - 1]
 
 
 def _rotate(X, degrees, rng):
@@ -172,17 +119,3 @@ def _translate(X, share, rng):
     sample = np.arange(len(X))[:, None, None, None]
     channel = np.arange(X.shape[1])[None, :, None, None]
     return padded[sample, channel, row, column]
-
-
-def _swap_letters(words, chosen, rng):
-    changed = list(words)
-    for i in sorted(chosen):
-        word = words[i]
-        if len(word) > 1:
-            j = rng.randint(len(word) - 1)
-            changed[i] = word[:j] + word[j + 1] + word[j] + word[j + 2 :]
-    return changed
-
-
-def _drop_words(words, chosen, rng):
-    return [word for i, word in enumerate(words) if i not in chosen]

@@ -1,4 +1,4 @@
-"""Separation of in-distribution from out-of-distribution rows by a score."""
+"""Detection of out-of-distribution samples by a score."""
 
 import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
@@ -25,28 +25,34 @@ def _outlier_problem(scores_in, scores_out):
 
 @validate_params(_SCORES, prefer_skip_nested_validation=True)
 def out_of_distribution_auroc(scores_in, scores_out):
-    """Probability that an in-distribution row scores above an out-of-distribution row.
+    """Probability that an in-distribution sample scores above an out-of-distribution sample.
 
-    The sign is that of `score_samples` in scikit-learn: **larger = more like the training data**.
-    Pass an uncertainty with a minus. Ties count one half.
+    The sign convention is that of `score_samples` in scikit-learn: **larger means more like the
+    training data**. Negate uncertainties. Ties count one half.
 
     Parameters
     ----------
     scores_in : array-like of shape (n_in,)
-        Scores of in-distribution rows.
+        Scores of in-distribution samples.
     scores_out : array-like of shape (n_out,)
-        Scores of out-of-distribution rows.
+        Scores of out-of-distribution samples.
 
     Returns
     -------
     float
-        The area under the ROC curve, in [0, 1]; 0.5 is chance, below it the sign is wrong.
+        The area under the ROC curve, in [0, 1]; 0.5 is chance, and lower values suggest a wrong
+        sign.
+
+    Raises
+    ------
+    ValueError
+        If either set is empty or holds NaN or infinity.
 
     See Also
     --------
-    fpr_at_95_tpr : False alarms at a fixed detection rate.
-    OODScoreDisplay : Histogram of both sets of scores.
-    sklearn.metrics.roc_auc_score : What is called.
+    fpr_at_95_tpr : False positive rate at a fixed detection rate.
+    OODScoreDisplay : Histograms of both sets of scores.
+    sklearn.metrics.roc_auc_score : The underlying metric.
 
     Examples
     --------
@@ -61,29 +67,34 @@ def out_of_distribution_auroc(scores_in, scores_out):
     {**_SCORES, "positive": [StrOptions({"out", "in"})]}, prefer_skip_nested_validation=True
 )
 def fpr_at_95_tpr(scores_in, scores_out, *, positive="out"):
-    """Rate of false positives at the strictest threshold that finds 95% of the positives.
+    """Rate of false positives at the strictest threshold that detects 95% of the positives.
 
-    Papers disagree on which side is positive, and the two numbers differ: name the side.
-    A threshold never splits a tie.
+    Papers disagree on which side is positive, and the two numbers differ; state which one you
+    report. A threshold never splits a tie.
 
     Parameters
     ----------
     scores_in : array-like of shape (n_in,)
-        Scores of in-distribution rows; larger = more like the training data.
+        Scores of in-distribution samples; larger means more like the training data.
     scores_out : array-like of shape (n_out,)
-        Scores of out-of-distribution rows.
+        Scores of out-of-distribution samples.
     positive : {"out", "in"}, default="out"
-        "out": the share of in-distribution rows refused when 95% of the outliers are caught.
-        "in": the share of outliers accepted when 95% of the in-distribution rows are accepted.
+        "out": the share of in-distribution samples rejected when 95% of the outliers are detected.
+        "in": the share of outliers accepted when 95% of the in-distribution samples are.
 
     Returns
     -------
     float
         The rate, in [0, 1]; lower is better.
 
+    Raises
+    ------
+    ValueError
+        If either set is empty or holds NaN or infinity.
+
     See Also
     --------
-    out_of_distribution_auroc : The whole ROC curve in one number.
+    out_of_distribution_auroc : Summary of the whole ROC curve.
 
     References
     ----------

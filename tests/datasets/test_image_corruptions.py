@@ -1,18 +1,17 @@
-"""Corruptions: each does what its name says, more of it with the severity, and repeatably."""
+"""Image corruptions do what their name says, grow with the severity, and are reproducible."""
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from sklearn_diffuq.datasets import corrupt_images, corrupt_texts
+from sklearn_diffuq.datasets import corrupt_images
 
 IMAGE_KINDS = ("noise", "blur", "rotate", "contrast", "translate")
-TEXT = "the quick brown fox jumps over lazy dogs while seven wizards quietly write small programs"
 
 
 @pytest.fixture
 def images():
-    """Smooth random images with room at the border."""
+    """Smooth random images with a black margin."""
     noise = np.random.default_rng(0).random((40, 2, 20, 24))
     smooth = ndimage.gaussian_filter(noise, (0, 0, 2, 2))
     smooth = (smooth - smooth.min()) / np.ptp(smooth)
@@ -95,30 +94,3 @@ def test_translation_moves_without_wrapping():
 def test_image_errors(X, kind, severity, message):
     with pytest.raises(ValueError, match=message):
         corrupt_images(X, kind, severity)
-
-
-def test_typos_keep_the_letters_of_each_word():
-    words = TEXT.split()
-    changed = corrupt_texts([TEXT], "typos", 5, random_state=0)[0].split()
-    assert [sorted(a) for a in changed] == [sorted(b) for b in words]
-    n_changed = sum(a != b for a, b in zip(changed, words, strict=True))
-    assert 0.3 * len(words) <= n_changed <= 0.5 * len(words) + 1
-
-
-def test_dropped_words_leave_an_ordered_rest():
-    kept = corrupt_texts([TEXT, "one", ""], "drop_words", 4, random_state=0)
-    words = TEXT.split()
-    position = [words.index(word) for word in kept[0].split()]
-    assert position == sorted(position)
-    assert len(position) == len(words) - round(0.35 * len(words))
-    assert kept[1:].tolist() == ["one", ""]
-
-
-def test_texts_repeat_and_errors():
-    first = corrupt_texts([TEXT] * 3, "typos", random_state=1)
-    assert first.tolist() == corrupt_texts([TEXT] * 3, "typos", random_state=1).tolist()
-    assert len(set(first)) > 1
-    with pytest.raises(ValueError, match="got one str"):
-        corrupt_texts(TEXT, "typos")
-    with pytest.raises(ValueError, match="corruption must be one of"):
-        corrupt_texts([TEXT], "rotate")

@@ -16,7 +16,7 @@ from sklearn_diffuq.metrics import (
 
 
 def mean_over_orders(wrong, confidence, summary):
-    """Average a summary of the sorted errors over every order that respects the confidences."""
+    """Average a summary of the sorted errors over all orders consistent with the confidences."""
     orders = [
         order
         for order in permutations(range(len(wrong)))
@@ -152,7 +152,7 @@ def test_bounded_and_blind_to_row_order(rows, data):
     # At p = 0.5 the first column wins, so the errors are always those of `wrong`.
     assert risk[-1] == pytest.approx(wrong.mean())
     assert coverage[-1] == 1
-    # No ranking beats the one that knows the errors.
+    # No ranking beats the oracle.
     oracle = augrc(y, proba, confidence=-wrong, **labels)
     assert wrong.mean() ** 2 / 2 == pytest.approx(oracle)
     assert oracle - 1e-12 <= augrc(y, proba, **labels) <= 0.5

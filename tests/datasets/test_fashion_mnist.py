@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 
-from sklearn_diffuq.datasets import _images, fetch_fashion_mnist
+from sklearn_diffuq.datasets import _fashion_mnist, fetch_fashion_mnist
 
 SPLITS = ("train", "calibration", "test")
 
@@ -18,9 +18,9 @@ def write_idx(path, array):
 
 @pytest.fixture
 def data_home(tmp_path, monkeypatch):
-    """A small data set in which an image tells its label and its row."""
-    monkeypatch.setattr(_images, "_N_TRAIN", 20)
-    monkeypatch.setattr(_images, "_N_CALIBRATION", 6)
+    """A small data set whose images encode their label and index."""
+    monkeypatch.setattr(_fashion_mnist, "_N_TRAIN", 20)
+    monkeypatch.setattr(_fashion_mnist, "_N_CALIBRATION", 6)
     directory = tmp_path / "fashion-mnist"
     directory.mkdir()
     for part, n_images in (("train", 30), ("t10k", 4)):
@@ -81,7 +81,7 @@ def test_real_files(shared):
     assert np.bincount(data.y_test).tolist() == [1000] * 10
     assert abs(data.X_train.mean()) < 0.01
     assert abs(data.X_train.std() - 1) < 0.01
-    # The rows that the shared image model was trained on, written down when it was trained.
+    # The samples that the shared image model was trained on, as recorded at training.
     split = np.load(shared / "data" / "fashion-mnist" / "split.npz")
     labels = gzip.decompress(
         (shared / "data" / "fashion-mnist" / "train-labels-idx1-ubyte.gz").read_bytes()

@@ -41,20 +41,20 @@ _MEAN, _STD = 0.286, 0.353
 def fetch_fashion_mnist(data_home=None, *, normalize=False, verify=True):
     """Load Fashion-MNIST, split into training, calibration and test images.
 
-    A fixed random draw gives 20,000 rows of the training file to training and 3,000 others to
-    calibration, each in the order of the file. The test rows are the whole test file.
+    A fixed random split takes 20,000 training and 3,000 calibration images from the training file,
+    each in file order. The test set is the complete test file.
 
     Parameters
     ----------
     data_home : str or path-like, default=None
-        Folder that contains ``fashion-mnist/`` with the four ``*-ubyte.gz`` files. None takes the
+        Folder that contains ``fashion-mnist/`` with the four ``*-ubyte.gz`` files. If None, the
         environment variable ``SKLEARN_DIFFUQ_DATA`` or else ``sklearn_diffuq`` in
         :func:`sklearn.datasets.get_data_home`.
     normalize : bool, default=False
-        Shift and scale the pixels to mean 0 and standard deviation 1 over the training file.
-        Otherwise they lie in [0, 1], as :func:`~sklearn_diffuq.datasets.corrupt_images` needs them.
+        Standardise the pixels to mean 0 and standard deviation 1 over the training file. Otherwise
+        they lie in [0, 1], as :func:`~sklearn_diffuq.datasets.corrupt_images` requires.
     verify : bool, default=True
-        Check the SHA-256 of the unpacked files.
+        Whether to verify the SHA-256 of the unpacked files.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def fetch_fashion_mnist(data_home=None, *, normalize=False, verify=True):
         X_train, X_calibration, X_test : ndarray of shape (n, 1, 28, 28), float32
             Images: channels, rows, columns.
         y_train, y_calibration, y_test : ndarray of shape (n,), int64
-            Class numbers 0 to 9.
+            Class labels, 0 to 9.
         target_names : list of str
             Names of the ten classes.
         mean, std : float
@@ -72,10 +72,17 @@ def fetch_fashion_mnist(data_home=None, *, normalize=False, verify=True):
         DESCR : str
             Origin and licence.
 
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing; the message names the folder and the source.
+    ValueError
+        If a file is not the expected one or not in the IDX format.
+
     See Also
     --------
     corrupt_images : Graded corruptions of these images.
-    out_of_distribution_images : Images of another kind, of the same shape.
+    out_of_distribution_images : Out-of-distribution images of the same shape.
 
     References
     ----------

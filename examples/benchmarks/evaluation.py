@@ -1,7 +1,6 @@
-"""From a classifier to numbers: log-probabilities, one temperature for everybody, and scores."""
+"""Evaluate a classifier: its log-probabilities, metrics, and scores for outlier detection."""
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from sklearn_diffuq.metrics import (
@@ -14,16 +13,15 @@ from sklearn_diffuq.metrics import (
     uncertainty_decomposition,
 )
 
-# A probability of zero counts as the spacing of float64, as in `sklearn.metrics.log_loss`.
+# Probabilities are clipped at the machine epsilon of float64, as in `sklearn.metrics.log_loss`.
 FLOOR = np.log(np.finfo(np.float64).eps)
-LOG_TEMPERATURE_BOUNDS = (np.log(1e-2), np.log(1e2))
 
 
 def log_probabilities(classifier, X):
     """Return the log-probabilities of a classifier, float64, shape (n, n_classes).
 
-    They come from the logits where there are any: the logarithm of a probability that was rounded
-    to float32 is wrong in the tails, and a temperature fitted to it is too.
+    They are computed from the logits if available: the logarithm of a probability rounded to
+    float32 is wrong in the tails, and so is a temperature fitted to it.
     """
     if not hasattr(classifier, "decision_function"):
         proba = np.asarray(classifier.predict_proba(X), dtype=np.float64)
@@ -35,69 +33,57 @@ def log_probabilities(classifier, X):
 
 
 def check_logits(classifier, X):
-    """Refuse a classifier whose logits are not those of its probabilities."""
+    """Raise if the softmax of a classifier's logits differs from its probabilities."""
     proba = classifier.predict_proba(X)
     worst = np.abs(np.exp(log_probabilities(classifier, X)) - proba).max()
     if not worst < 1e-4:
         raise ValueError(
             f"{type(classifier).__name__}: softmax(decision_function) and predict_proba differ by "
-            f"{worst:.2g}; they must be the same to be compared before and after a temperature."
+            f"{worst:.2g}; they must be the same to compare results before and after temperature "
+            "scaling."
         )
 
 
-def fit_temperature(log_proba, y):
-    """Return the temperature with the least NLL on held-out rows, in [0.01, 100]."""
-    rows = np.arange(len(y))
-
-    def nll(log_temperature):
-        return -log_softmax(log_proba / np.exp(log_temperature), axis=1)[rows, y].mean()
-
-    found = minimize_scalar(
-        nll, bounds=LOG_TEMPERATURE_BOUNDS, method="bounded", options={"xatol": 1e-6}
-    )
-    return float(np.exp(found.x))
-
-
-def row_nll(y, log_proba):
-    """Return the negative log-likelihood of each row."""
+def sample_nll(y, log_proba):
+    """Return the negative log-likelihood of each sample."""
     return -np.maximum(log_proba[np.arange(len(y)), y], FLOOR)
 
 
 def measure(y, log_proba):
-    """Return name -> score of log-probabilities (n, n_classes) for class numbers y (n,).
+    """Return metric -> value for log-probabilities (n, n_classes) and class indices y (n,).
 
-    Accuracy, the calibration errors (top label, 15 bins of equal width or, adaptive, of equal
-    size) and the signed gap (confidence minus accuracy) are in percent, the NLL in nats, the areas
-    under the risk-coverage curve times 1000. Error AUROC tells right from wrong predictions by
-    their confidence.
+    Accuracy, the calibration errors (top label; 15 bins of equal width or, if adaptive, of equal
+    mass) and the signed gap (confidence minus accuracy) are in percent, the NLL in nats, and the
+    areas under the risk-coverage curve are multiplied by 1000. Error AUROC is that of detecting
+    errors by their confidence.
     """
     proba = np.exp(log_proba)
     proba /= proba.sum(axis=1, keepdims=True)
     labels = np.arange(proba.shape[1])
-    right = proba.argmax(axis=1) == y
+    correct = proba.argmax(axis=1) == y
     confidence = proba.max(axis=1)
-    mixed = right.any() and not right.all()
+    error_auroc = np.nan
+    if correct.any() and not correct.all():
+        error_auroc = out_of_distribution_auroc(confidence[correct], confidence[~correct])
     adaptive = expected_calibration_error(y, proba, labels=labels, strategy="quantile")
     return {
-        "accuracy": 100 * right.mean(),
-        "nll": row_nll(y, log_proba).mean(),
+        "accuracy": 100 * correct.mean(),
+        "nll": sample_nll(y, log_proba).mean(),
         "brier": ((proba - np.eye(len(labels))[y]) ** 2).sum(axis=1).mean(),
         "ece": 100 * expected_calibration_error(y, proba, labels=labels),
         "adaptive ece": 100 * adaptive,
         "gap": 100 * signed_calibration_gap(y, proba, labels=labels),
         "aurc": 1000 * area_under_risk_coverage_curve(y, proba, labels=labels),
         "augrc": 1000 * augrc(y, proba, labels=labels),
-        "error auroc": (
-            out_of_distribution_auroc(confidence[right], confidence[~right]) if mixed else np.nan
-        ),
+        "error auroc": error_auroc,
     }
 
 
 def divergence_from_raters(shares, log_proba):
-    """Return the mean KL divergence of predicted probabilities from the shares of the raters.
+    """Return the mean KL divergence of the predicted probabilities from the raters' label shares.
 
-    `shares` (n, n_classes) are the distributions over the labels of the people who rated a row;
-    rows with nan, which nobody rated, do not count.
+    `shares` (n, n_classes) is the share of each label among the raters of a sample; unrated samples
+    are nan and ignored.
     """
     rated = ~np.isnan(shares).any(axis=1)
     shares, log_proba = shares[rated], np.maximum(log_proba[rated], FLOOR)
@@ -105,8 +91,8 @@ def divergence_from_raters(shares, log_proba):
     return (shares * (log_shares - log_proba)).sum(axis=1).mean()
 
 
-def familiarity_scores(classifier, X, log_proba):
-    """Return name -> score of each row; larger is more like the training data."""
+def ood_scores(classifier, X, log_proba):
+    """Return score name -> score of each sample; larger means more like the training data."""
     scores = {
         "max probability": np.exp(log_proba.max(axis=1)),
         "entropy": (np.exp(log_proba) * log_proba).sum(axis=1),
@@ -120,10 +106,10 @@ def familiarity_scores(classifier, X, log_proba):
     return scores
 
 
-def separation(inside, outside):
-    """Return how well each score tells rows outside the distribution from those inside."""
+def detection(scores_in, scores_out):
+    """Return metric -> how well each score detects out-of-distribution samples."""
     found = {}
-    for name, scores in outside.items():
-        found[f"auroc, {name}"] = out_of_distribution_auroc(inside[name], scores)
-        found[f"fpr95, {name}"] = fpr_at_95_tpr(inside[name], scores)
+    for name, scores in scores_out.items():
+        found[f"auroc, {name}"] = out_of_distribution_auroc(scores_in[name], scores)
+        found[f"fpr95, {name}"] = fpr_at_95_tpr(scores_in[name], scores)
     return found
