@@ -49,12 +49,8 @@ def _objective(
     sample_weight = torch.ones(n) if sample_weight is None else torch.tensor(sample_weight)
     training = LabelledInputs(_Batch(batch), torch.arange(n) % 2, sample_weight)
     weights = {"path_weight": 1.0, "distillation_weight": 1.0, "label_weight": 1.0} | weights
-    options = TrainingOptions(
-        batch_size=4,
-        precision="float32",
-        loop=LoopOptions(max_epochs=max_epochs, lr=1e-3),
-        **weights,
-    )
+    loop = LoopOptions(max_epochs=max_epochs, lr=1e-3)
+    options = TrainingOptions(batch_size=4, precision="float32", loop=loop, **weights)
     return PathObjective(backbone, transition, covariance, scales, grids, training, 1.7, options)
 
 
