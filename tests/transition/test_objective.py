@@ -176,8 +176,9 @@ def test_rolled_out_r2_is_one_for_the_frozen_path_and_less_for_another():
         h, context = backbone.embed(objective.training.inputs.batch(np.arange(6)))
         transition = objective.transition
         teacher, (grid,) = BlockwiseMean(backbone), objective.grids
-        assert rolled_out_r2(teacher, teacher, grid, h, context) == [1.0] * 3
-        assert max(rolled_out_r2(transition, teacher, grid, h, context)) < 0.999
+        states = objective.frozen_states(grid, h, context)
+        assert rolled_out_r2(teacher, grid, states, context) == [1.0] * 3
+        assert max(rolled_out_r2(transition, grid, states, context)) < 0.999
 
 
 def test_batches_take_turns_at_the_time_grids():
