@@ -1,6 +1,8 @@
 """A fitted path as a state: through real bytes and back, it is the same path."""
 
 import json
+import subprocess
+import sys
 from itertools import combinations
 
 import numpy as np
@@ -266,3 +268,10 @@ def test_a_number_of_steps_that_was_not_fitted_is_unknown():
     fitted = _fitted(_backbone(3)[0], (3, 1), 1, 1)
     with pytest.raises(KeyError):
         fitted.on(2)
+
+
+@pytest.mark.parametrize("module", ["_predictions", "_fitted_path", "_calibration.calibrated_path"])
+def test_predictions_load_no_training_code(module):
+    code = f"import sys, sklearn_diffuq.{module}; print('skorch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
