@@ -7,14 +7,14 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval
-from torch.nn import functional as F
 
-from sklearn_diffuq._backbones.backbone import stream
+from sklearn_diffuq._training.classification import cross_entropy
 from sklearn_diffuq._training.seeds import own_torch_seed
 from sklearn_diffuq._wrapped.wrap import fit_wrapped
-from sklearn_diffuq.baselines._base import COMMON, TRAINING, SamplingClassifier, count_parameters
-from sklearn_diffuq.baselines._finetuning import fine_tune, trainable_copy
-from sklearn_diffuq.baselines._last_layer import linear_layers, with_last_layer
+from sklearn_diffuq.baselines._backbone_modules import count_parameters
+from sklearn_diffuq.baselines._base import COMMON, TRAINING, SamplingClassifier
+from sklearn_diffuq.baselines._fine_tuning import fine_tune, trainable_copy
+from sklearn_diffuq.baselines._last_layer import LastLayer, with_last_layer
 
 
 class DeepEnsembleClassifier(SamplingClassifier):
@@ -116,14 +116,14 @@ class DeepEnsembleClassifier(SamplingClassifier):
         self.verbose = verbose
 
     def _wrap(self, rows, seed):
-        first = fit_wrapped(self, *rows, seed)
+        first, training = fit_wrapped(self, *rows, seed)
         self._members = []  # pairs of encoder and backbone
-        if first.history_ and not isinstance(self.estimator, FrozenEstimator):
+        if not isinstance(self.estimator, FrozenEstimator) and first.history_:
             members = [first]
             for state in self._seeds(seed)[1:]:
                 members.append(clone(first).set_params(random_state=int(state)).fit(*rows))
             self._members = [(member, member.backbone_) for member in members]
-        return first
+        return first, training
 
     def _seeds(self, seed):
         # 31 bits: scikit-learn takes no larger seeds
@@ -131,27 +131,24 @@ class DeepEnsembleClassifier(SamplingClassifier):
 
     def _fit(self, training, held_out, seed):
         if not self._members:
-            wrapped, name = with_last_layer(self.wrapped_, training)
+            wrapped, last_layer = with_last_layer(self.wrapped_, training)
             for state in self._seeds(seed):
-                member = self._fine_tuned(wrapped, name, training, held_out, int(state))
+                member = self._fine_tuned(last_layer, training, held_out, int(state))
                 self._members.append((wrapped, member))
-        self.n_parameters_ = count_parameters(*[backbone for _, backbone in self._members])
+        self.n_parameters_ = count_parameters([backbone for _, backbone in self._members])
         self.n_passes_ = self.n_members
 
-    def _fine_tuned(self, wrapped, name, training, held_out, seed):
-        backbone, modules = trainable_copy(wrapped.backbone_)
-        with own_torch_seed(seed, next(modules.parameters()).device):
-            linear_layers(backbone)[name].reset_parameters()
-
-        def losses(batch, y):
-            return F.cross_entropy(backbone.logits(batch).float(), y, reduction="none")
-
-        fine_tune(self, modules, losses, training, held_out, seed)
+    def _fine_tuned(self, last_layer, training, held_out, seed):
+        """Return a fine-tuned copy of a backbone whose last layer starts from random weights."""
+        backbone = trainable_copy(last_layer.backbone)
+        with own_torch_seed(seed, backbone.device):
+            LastLayer(backbone, last_layer.name).layer.reset_parameters()
+        fine_tune(self, backbone, cross_entropy(backbone.logits), training, held_out, seed)
         return backbone
 
     def _sample_logits(self, X):
         logits = [
-            stream(backbone, wrapped.encode(X), backbone.logits, wrapped._n_tokens)
+            backbone.map_rows(backbone.logits, wrapped.encode(X))
             for wrapped, backbone in self._members
         ]
         return np.stack(logits, 1)

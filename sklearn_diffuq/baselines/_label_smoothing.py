@@ -7,9 +7,9 @@ from scipy.special import softmax
 from sklearn.utils._param_validation import Interval
 from torch.nn import functional as F
 
-from sklearn_diffuq._backbones.backbone import stream
-from sklearn_diffuq.baselines._base import COMMON, TRAINING, BaselineClassifier, count_parameters
-from sklearn_diffuq.baselines._finetuning import fine_tune, trainable_copy
+from sklearn_diffuq.baselines._backbone_modules import count_parameters
+from sklearn_diffuq.baselines._base import COMMON, TRAINING, BaselineClassifier
+from sklearn_diffuq.baselines._fine_tuning import fine_tune, trainable_copy
 
 
 class LabelSmoothingClassifier(BaselineClassifier):
@@ -107,17 +107,16 @@ class LabelSmoothingClassifier(BaselineClassifier):
         self.verbose = verbose
 
     def _fit(self, training, held_out, seed):
-        self._backbone, modules = trainable_copy(self.wrapped_.backbone_)
+        self._backbone = trainable_copy(self.wrapped_.backbone_)
 
         def losses(batch, y):
             logits = self._backbone.logits(batch).float()
             return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
 
-        self.history_ = fine_tune(self, modules, losses, training, held_out, seed)
-        self.n_parameters_ = count_parameters(self._backbone)
+        self.history_ = fine_tune(self, self._backbone, losses, training, held_out, seed)
+        self.n_parameters_ = count_parameters([self._backbone])
         self.n_passes_ = 1
 
     def _proba(self, X):
-        inputs = self.wrapped_.encode(X)
-        logits = stream(self._backbone, inputs, self._backbone.logits, self.wrapped_._n_tokens)
+        logits = self._backbone.map_rows(self._backbone.logits, self.wrapped_.encode(X))
         return softmax(logits, axis=1)

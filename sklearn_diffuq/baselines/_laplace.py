@@ -1,6 +1,5 @@
 """Laplace approximation of the posterior of the last layer, by laplace-torch."""
 
-import math
 import warnings
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,8 +7,10 @@ from typing import ClassVar
 import torch
 from scipy.special import softmax
 
-from sklearn_diffuq.baselines._base import COMMON, BaselineClassifier, count_parameters
-from sklearn_diffuq.baselines._last_layer import aligned_weights, features_of, training_features
+from sklearn_diffuq.baselines._backbone_modules import count_parameters
+from sklearn_diffuq.baselines._base import COMMON, BaselineClassifier
+from sklearn_diffuq.baselines._last_layer import LastLayer, with_last_layer
+from sklearn_diffuq.baselines._probit import probit_logits
 
 
 class LaplaceClassifier(BaselineClassifier):
@@ -32,8 +33,6 @@ class LaplaceClassifier(BaselineClassifier):
         Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
     random_state : int, RandomState instance or None, default=None
         Seed of the wrapped model.
-    verbose : int, default=0
-        Not used, since nothing is trained.
 
     Attributes
     ----------
@@ -81,30 +80,33 @@ class LaplaceClassifier(BaselineClassifier):
     (150, 3)
     """
 
+    _needs_held_out: ClassVar[bool] = False
     _parameter_constraints: ClassVar[dict] = COMMON
 
-    def __init__(
-        self, estimator=None, *, preprocessor=None, device="auto", random_state=None, verbose=0
-    ):
+    def __init__(self, estimator=None, *, preprocessor=None, device="auto", random_state=None):
         self.estimator = estimator
         self.preprocessor = preprocessor
         self.device = device
         self.random_state = random_state
-        self.verbose = verbose
 
     def _fit(self, training, held_out, seed):
         if training.weight.unique().numel() > 1:
             raise ValueError("laplace-torch knows no sample weights: give no weights.")
-        values = training_features(self, training)
-        backbone = self.wrapped_.backbone_
-        weight, bias = (part.cpu() for part in aligned_weights(backbone, self._layer))
-        self._posterior = fit_posterior(values, training.y, torch.cat([weight, bias[:, None]], 1))
+        self.wrapped_, last_layer = with_last_layer(self.wrapped_, training)
+        weight, bias = (part.cpu() for part in last_layer.weights())
+        self._layer = last_layer.name
+        self._posterior = fit_posterior(
+            last_layer.all_features(training.inputs),
+            training.y,
+            torch.cat([weight, bias[:, None]], 1),
+        )
         self.prior_precision_ = self._posterior.prior_precision
-        self.n_parameters_ = count_parameters(backbone, *self._posterior.tensors)
+        self.n_parameters_ = count_parameters([last_layer.backbone], *self._posterior.tensors)
         self.n_passes_ = 1
 
     def _proba(self, X):
-        logits = features_of(self, self.wrapped_.encode(X), self._posterior.logits)
+        last_layer = LastLayer(self.wrapped_.backbone_, self._layer)
+        logits = last_layer.predict(self._posterior.logits, self.wrapped_.encode(X))
         return softmax(logits, axis=1)
 
 
@@ -151,8 +153,7 @@ class KroneckerPosterior:
 
     def logits(self, features):
         """Return the logits of the probit approximation of the mean probabilities."""
-        mean, variance = self.moments(features)
-        return mean / torch.sqrt(1 + math.pi / 8 * variance)
+        return probit_logits(*self.moments(features))
 
 
 def with_constant(features):

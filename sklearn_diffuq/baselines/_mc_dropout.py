@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval
 
-from sklearn_diffuq._backbones.backbone import stream
-from sklearn_diffuq.baselines._base import COMMON, SamplingClassifier, count_parameters
+from sklearn_diffuq.baselines._backbone_modules import count_parameters, modules_of
+from sklearn_diffuq.baselines._base import COMMON, SamplingClassifier
 
 
 class MCDropoutClassifier(SamplingClassifier):
@@ -33,8 +33,6 @@ class MCDropoutClassifier(SamplingClassifier):
         Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
     random_state : int, RandomState instance or None, default=None
         Seed of the wrapped model and of the masks.
-    verbose : int, default=0
-        Not used, since nothing is trained.
 
     Attributes
     ----------
@@ -76,6 +74,7 @@ class MCDropoutClassifier(SamplingClassifier):
     (4, 150, 3)
     """
 
+    _needs_held_out: ClassVar[bool] = False
     _parameter_constraints: ClassVar[dict] = {
         **COMMON,
         "n_samples": [Interval(Integral, 1, None, closed="left")],
@@ -91,7 +90,6 @@ class MCDropoutClassifier(SamplingClassifier):
         p=0.1,
         device="auto",
         random_state=None,
-        verbose=0,
     ):
         self.estimator = estimator
         self.preprocessor = preprocessor
@@ -99,11 +97,10 @@ class MCDropoutClassifier(SamplingClassifier):
         self.p = p
         self.device = device
         self.random_state = random_state
-        self.verbose = verbose
 
     def _fit(self, training, held_out, seed):
         self._seed = seed
-        self.n_parameters_ = count_parameters(self.wrapped_.backbone_)
+        self.n_parameters_ = count_parameters([self.wrapped_.backbone_])
         self.n_passes_ = self.n_samples
 
     def _sample_logits(self, X):
@@ -118,7 +115,7 @@ class MCDropoutClassifier(SamplingClassifier):
             return torch.stack(samples, 1)
 
         with backbone.frozen(), masks.on(backbone):
-            return stream(backbone, self.wrapped_.encode(X), logits, self.wrapped_._n_tokens)
+            return backbone.map_rows(logits, self.wrapped_.encode(X))
 
 
 class Masks:
@@ -148,9 +145,7 @@ class Masks:
         """Apply the masks in a backbone that is in evaluation mode, for a while."""
         own = [
             module
-            for root in (backbone.module, backbone.custom_readout)
-            if root is not None
-            for module in root.modules()
+            for module in modules_of(backbone).modules()
             if isinstance(module, torch.nn.Dropout) and module.p > 0
         ]
 

@@ -9,9 +9,11 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import Interval
 from torch.nn import functional as F
 
-from sklearn_diffuq._training.seeds import own_torch_seed, train_module
-from sklearn_diffuq.baselines._base import COMMON, TRAINING, SamplingClassifier, count_parameters
-from sklearn_diffuq.baselines._last_layer import features_of, training_features
+from sklearn_diffuq._training.loop import train_module
+from sklearn_diffuq._training.seeds import own_torch_seed
+from sklearn_diffuq.baselines._backbone_modules import count_parameters
+from sklearn_diffuq.baselines._base import COMMON, TRAINING, SamplingClassifier, loop_options
+from sklearn_diffuq.baselines._last_layer import LastLayer, with_last_layer
 
 
 class VariationalLastLayerClassifier(SamplingClassifier):
@@ -132,16 +134,18 @@ class VariationalLastLayerClassifier(SamplingClassifier):
         self.verbose = verbose
 
     def _fit(self, training, held_out, seed):
-        values = training_features(self, training)
+        self.wrapped_, last_layer = with_last_layer(self.wrapped_, training)
+        self._layer = last_layer.name
+        values = last_layer.all_features(training.inputs)
         self._scaler = StandardScaler().fit(values, sample_weight=training.weight.numpy())
         generator = torch.Generator().manual_seed(seed)
         self._noise = torch.randn(self.n_samples, self.n_latent, generator=generator)
         with own_torch_seed(seed, "cpu"):
             self._head = VariationalHead(values.shape[1], self.n_latent, len(self.classes_))
-        held = self._scaled(features_of(self, held_out.inputs)).float()
+        held = self._scaled(last_layer.all_features(held_out.inputs)).float()
         self.history_ = self._train(self._scaled(values).float(), training, held, held_out, seed)
         self._head.double()
-        self.n_parameters_ = count_parameters(self.wrapped_.backbone_, self._head)
+        self.n_parameters_ = count_parameters([last_layer.backbone], self._head)
         self.n_passes_ = 1
 
     def _scaled(self, values):
@@ -166,21 +170,15 @@ class VariationalLastLayerClassifier(SamplingClassifier):
             return np.array_split(rng.permutation(len(training)), n_batches)
 
         return train_module(
-            self._head,
-            batch_loss,
-            epoch_batches,
-            validate=validate,
-            max_epochs=self.max_epochs,
-            lr=self.lr,
-            seed=seed,
-            verbose=self.verbose,
+            self._head, batch_loss, epoch_batches, loop_options(self, seed), validate
         )
 
     def _sample_logits(self, X):
         def head(features):
             return self._head(self._scaled(features), self._noise.double())
 
-        return features_of(self, self.wrapped_.encode(X), head)
+        last_layer = LastLayer(self.wrapped_.backbone_, self._layer)
+        return last_layer.predict(head, self.wrapped_.encode(X))
 
 
 class VariationalHead(torch.nn.Module):

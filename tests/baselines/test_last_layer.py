@@ -3,21 +3,17 @@ import torch
 from tiny_backbones import ALL, vit
 
 from sklearn_diffuq._backbones.backbone import Backbone
-from sklearn_diffuq.baselines._last_layer import (
-    aligned_weights,
-    find_last_layer,
-    last_features,
-)
+from sklearn_diffuq.baselines._last_layer import find_last_layer
 
 
 def check(backbone, batch):
-    name = find_last_layer(backbone, batch)
-    weight, bias = aligned_weights(backbone, name)
+    last_layer = find_last_layer(backbone, batch)
+    weight, bias = last_layer.weights()
     with backbone.frozen():
-        features = last_features(backbone, name)(batch)
+        features = last_layer.features(batch)
         expected = backbone.logits(batch).double()
     torch.testing.assert_close(features @ weight.T + bias, expected, atol=1e-5, rtol=1e-5)
-    return name
+    return last_layer.name
 
 
 @pytest.mark.parametrize(("kind", "name"), [("vit", "module.head"), ("bert", "module.classifier")])
@@ -27,16 +23,14 @@ def test_logits_are_linear_in_the_features(kind, name):
 
 def test_classes_in_another_order():
     backbone, batch = vit()
-    aligned = Backbone(backbone.module).probe(batch)
-    aligned.columns = [2, 0]
+    aligned = Backbone(backbone.module, columns=[2, 0]).probe(batch)
     check(aligned, batch)
 
 
 def test_a_single_logit_counts_as_two():
     backbone, batch = vit()
     backbone.module.reset_classifier(1)
-    aligned = Backbone(backbone.module).probe(batch)
-    aligned.columns = [0, 1]
+    aligned = Backbone(backbone.module, columns=[0, 1]).probe(batch)
     check(aligned, batch)
 
 

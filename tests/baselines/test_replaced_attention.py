@@ -13,11 +13,8 @@ from tiny_baselines import make
 from sklearn_diffuq import FTTransformerClassifier
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.ft_transformer import FTTransformer
-from sklearn_diffuq.baselines._replaced_attention import (
-    GaussianAttention,
-    replace_attention,
-    split_heads,
-)
+from sklearn_diffuq.baselines._gaussian_attention import GaussianAttention, split_heads
+from sklearn_diffuq.baselines._replaced_attention import replace_attention
 
 
 class Softmax(GaussianAttention):
