@@ -112,11 +112,11 @@ def lower_triangle(factor):
     return factor.tril(-1) + torch.diag_embed(factor.diagonal(dim1=2, dim2=3).exp())
 
 
-def covariance_excess(factor):
-    """Return ``tr(T T^T) - log det(T T^T) - size``, summed over all channels.
+def covariance_excess(factor, triangle):
+    """Return ``tr(T T^T) - size - log det(T T^T)``, summed over all channels.
 
-    Half of it is the divergence of N(0, T T^T) from N(0, I).
+    Half of it is the divergence of N(0, T T^T) from N(0, I). `triangle` is T, which callers have
+    already computed.
     """
     log_diagonal = factor.diagonal(dim1=2, dim2=3)
-    trace = lower_triangle(factor).square().sum()
-    return trace - log_diagonal.numel() - 2 * log_diagonal.sum()
+    return triangle.square().sum() - log_diagonal.numel() - 2 * log_diagonal.sum()

@@ -77,7 +77,7 @@ class KernelEigenAttention(GaussianAttention):
         eps = self.noise(x, 0, *triangle.shape[:-1])
         draw = self.mean + torch.einsum("hcij,nhcj->nhic", triangle, eps)
         self.misfit = self._ksvd(scores, sides, real) if self.training else None
-        divergence = 0.5 * (self.mean.square().sum() + covariance_excess(self.factor))
+        divergence = 0.5 * (self.mean.square().sum() + covariance_excess(self.factor, triangle))
         return sum(scores) @ draw, 0.0, divergence
 
     def _ksvd(self, scores, sides, real):

@@ -93,7 +93,7 @@ class SparseGPAttention(GaussianAttention):
         # tokens first: a token's draw does not depend on how many there are
         own = self.noise(x, 1, x.shape[1], *triangle.shape[:2]).transpose(1, 2)
         output = mean + half.mT @ shared + variance.clamp(min=1e-12).sqrt()[..., None] * own
-        return output, self._amortised(v, among, half), self._inducing_divergence(lower)
+        return output, self._amortised(v, among, half), self._inducing_divergence(lower, triangle)
 
     def _inducing_cholesky(self):
         jitter = _JITTER * self.log_variance.exp()[:, None, None]
@@ -105,7 +105,7 @@ class SparseGPAttention(GaussianAttention):
         explained = half @ v
         return 0.5 * ((v * (among @ v)).sum((1, 2, 3)) - explained.square().sum((1, 2, 3))).mean()
 
-    def _inducing_divergence(self, lower):
+    def _inducing_divergence(self, lower, triangle):
         """Return the divergence of the inducing variables from their prior."""
         weights = (lower.mT @ self.inducing_values).square().sum()
-        return 0.5 * (weights + covariance_excess(self.factor))
+        return 0.5 * (weights + covariance_excess(self.factor, triangle))
