@@ -11,6 +11,9 @@ from sklearn_diffuq._backbones.attention import find_attention
 from sklearn_diffuq._backbones.ft_transformer import FTBlock, FTTransformer
 from sklearn_diffuq.baselines._gaussian_attention import Projections
 
+# Arguments by which blocks pass rotary or relative positions to their attention.
+_POSITIONS = ("position_embeddings", "rope", "rel_pos_bias", "shared_rel_pos_bias")
+
 
 def replace_attention(backbone, n_layers, batch, make):
     """Replace the attention of the last blocks of a backbone, in place.
@@ -52,7 +55,11 @@ def replaceable_attention(block):
     layers = find_attention(block)
     if layers is not None and (layers.is_plain or isinstance(layers.module, FTBlock)):
         return layers
-    raise ValueError(
+    raise _unknown_attention(block)
+
+
+def _unknown_attention(block):
+    return ValueError(
         f"No self-attention of a known kind was found in {type(block).__name__}. Attention is "
         "replaced in BERT-like and ViT-like Hugging Face models, timm's VisionTransformer and "
         f"{FTTransformer.__name__}; causal, relative and rotary attention cannot be replaced."
@@ -64,6 +71,8 @@ def _attention_inputs(backbone, attentions, batch):
     seen = {}
 
     def record(module, args, kwargs):
+        if any(kwargs.get(name) is not None for name in _POSITIONS):
+            raise _unknown_attention(module)
         x = args[0] if args else kwargs["hidden_states"]
         given = [kwargs.get("attention_mask", kwargs.get("attn_mask")), *args[1:2]]
         mask = next((m for m in given if m is not None), None)
