@@ -1,4 +1,4 @@
-"""Deep ensemble: several trainings, averaged."""
+"""Deep ensemble: the average of several training runs."""
 
 from numbers import Integral
 from typing import ClassVar
@@ -20,10 +20,9 @@ from sklearn_diffuq.baselines._last_layer import LastLayer, with_last_layer
 class DeepEnsembleClassifier(SamplingClassifier):
     """Average of several trained transformers.
 
-    An estimator that `fit` trains is trained `n_members` times with different seeds. A model that
-    comes trained is copied `n_members` times; each copy gets a new random last layer and is
-    fine-tuned with its own order of the rows. The epoch with the lowest log loss on held-out rows
-    is kept.
+    An unfitted estimator is trained `n_members` times with different seeds. A pre-trained model is
+    copied `n_members` times; each copy gets a new random last layer and is fine-tuned with its own
+    order of the rows. The epoch with the lowest log loss on held-out rows is kept.
 
     Parameters
     ----------
@@ -34,26 +33,26 @@ class DeepEnsembleClassifier(SamplingClassifier):
     n_members : int, default=5
         Number of models.
     validation_fraction : float, default=0.2
-        Share of the rows held out, per class, if `fit` is not given `X_calibration`.
+        Fraction of the rows of each class to hold out if `fit` gets no `X_calibration`.
     max_epochs : int, default=3
-        Epochs of fine-tuning, of a model that comes trained.
+        Epochs of fine-tuning, for pre-trained models.
     batch_size : int, default=32
         Rows in a batch of fine-tuning.
     lr : float, default=5e-5
-        Highest learning rate of fine-tuning.
+        Peak learning rate of fine-tuning.
     device : str, default="auto"
-        Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
+        Device of a wrapped model that is not fitted yet; "auto" uses CUDA if available.
     random_state : int, RandomState instance or None, default=None
-        Seed from which the members get theirs.
+        Seed from which the seeds of the members are drawn.
     verbose : int, default=0
-        Above 0, print one line per epoch of fine-tuning.
+        If positive, print one line per epoch of fine-tuning.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
         Class labels, in the order of the probabilities.
     wrapped_ : estimator
-        The fitted wrapped classifier; the first member where `fit` trained the members.
+        The fitted wrapped classifier. If `fit` trained it, it is the first member.
     n_parameters_ : int
         Number of parameters that a prediction uses.
     n_passes_ : int
@@ -61,11 +60,12 @@ class DeepEnsembleClassifier(SamplingClassifier):
 
     See Also
     --------
-    MCDropoutClassifier : Samples from one training.
+    MCDropoutClassifier : Samples from one training run.
 
     Notes
     -----
-    Members that start from one pre-trained model differ less than members trained from scratch.
+    Members that start from one pre-trained model are less diverse than members trained from
+    scratch.
 
     References
     ----------

@@ -11,11 +11,11 @@ from sklearn.preprocessing import StandardScaler
 
 from sklearn_diffuq.baselines._probit import probit_logits
 
-_MEDIAN_ROWS = 1000  # enough to know the median distance
+_MEDIAN_ROWS = 1000  # enough for a good estimate of the median distance
 
 
 def median_distance(values, rng):
-    """Return the median distance between different rows, or 1 where it is zero."""
+    """Return the median distance between different rows, or 1 if it is zero."""
     some = rng.permutation(len(values))[:_MEDIAN_ROWS]
     distances = torch.pdist(torch.from_numpy(values[some]))
     return float(distances.median()) or 1.0
@@ -28,7 +28,7 @@ class FourierFeatures:
     Attributes
     ----------
     scaler : StandardScaler
-        Applied first.
+        Applied to the values first.
     frequencies : ndarray of shape (d, D)
     phases : ndarray of shape (D,)
     """
@@ -39,12 +39,12 @@ class FourierFeatures:
 
     @classmethod
     def draw(cls, scaler, length_scale, n_components, rng):
-        """Draw `n_components` features."""
+        """Draw the frequencies and phases of `n_components` features."""
         frequencies = rng.normal(size=(len(scaler.scale_), n_components)) / length_scale
         return cls(scaler, frequencies, rng.uniform(0, 2 * np.pi, n_components))
 
     def __call__(self, values):
-        """Map values (n, d) to features (n, D), whose products are the kernel on average."""
+        """Map values (n, d) to features (n, D); their inner products approximate the kernel."""
         angles = self.scaler.transform(values) @ self.frequencies + self.phases
         return math.sqrt(2 / len(self.phases)) * np.cos(angles)
 
@@ -56,7 +56,7 @@ class GaussianProcess:
     Attributes
     ----------
     mean : Tensor of shape (D, n_classes)
-        Most probable weights.
+        Posterior mode of beta.
     covariance : Tensor of shape (n_classes, D, D)
         Inverse of ``I + prior_variance sum_i w_i p_ik (1 - p_ik) phi_i phi_i^T`` for class k.
     prior_variance : float
@@ -92,7 +92,7 @@ class GaussianProcess:
 
 
 def fit_map(phi, target, weight, n_classes):
-    """Return the weights (D, n_classes) of the largest posterior under a standard normal prior."""
+    """Return the posterior mode of weights (D, n_classes) under a standard normal prior."""
     shape = (phi.shape[1], n_classes)
     onehot = np.eye(n_classes)[target]
 

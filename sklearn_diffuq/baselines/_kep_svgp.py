@@ -15,9 +15,9 @@ class KEPSVGPClassifier(AttentionClassifier):
 
     In a copy of the wrapped model, the attention of the last `n_layers` blocks becomes the
     posterior of a sparse Gaussian process along the left and right singular functions of the
-    asymmetric kernel between queries and keys; each pair shares its inducing variables. All of the
-    copy is then fine-tuned on an evidence lower bound; the epoch with the lowest log loss on
-    held-out rows is kept.
+    asymmetric kernel between queries and keys; the functions of a pair share their inducing
+    variables. All parameters of the copy are then fine-tuned with an evidence lower bound. The
+    epoch with the lowest log loss on held-out rows is kept.
 
     Works with BERT-like and ViT-like Hugging Face models, timm's ``VisionTransformer``, and
     :class:`~sklearn_diffuq.FTTransformerClassifier`.
@@ -29,36 +29,37 @@ class KEPSVGPClassifier(AttentionClassifier):
     preprocessor : callable or str, default=None
         Tokenizer or image transform; with a torch model only.
     n_layers : int, default=1
-        Number of blocks, from the last, whose attention is replaced.
+        Number of blocks whose attention is replaced, counted from the last.
     rank : int, default=10
-        Number of pairs of singular functions of each head.
+        Number of pairs of singular functions per head.
     n_samples : int, default=10
         Number of samples of the posterior.
     kl_weight : float, default=1.0
-        Weight of the divergence of the posterior from the prior; 1 is the evidence lower bound.
+        Weight of the KL divergence of the posterior from the prior; 1 gives the evidence lower
+        bound.
     ksvd_weight : float, default=0.1
         Weight of the squared objective of the kernel singular value decomposition.
     validation_fraction : float, default=0.2
-        Share of the rows held out, per class, if `fit` is not given `X_calibration`.
+        Fraction of the rows of each class to hold out if `fit` gets no `X_calibration`.
     max_epochs : int, default=3
         Epochs of fine-tuning.
     batch_size : int, default=32
         Rows in a training batch.
     lr : float, default=1e-4
-        Highest learning rate.
+        Peak learning rate.
     device : str, default="auto"
-        Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
+        Device of a wrapped model that is not fitted yet; "auto" uses CUDA if available.
     random_state : int, RandomState instance or None, default=None
         Seed of the wrapped model, split, training and samples.
     verbose : int, default=0
-        Above 0, print one line per epoch.
+        If positive, print one line per epoch.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
         Class labels, in the order of the probabilities.
     wrapped_ : estimator
-        The fitted wrapped classifier; it is not the one that predicts.
+        The fitted wrapped classifier. Predictions come from a fine-tuned copy.
     history_ : list of dict
         One entry per epoch.
     n_parameters_ : int
@@ -68,37 +69,37 @@ class KEPSVGPClassifier(AttentionClassifier):
 
     See Also
     --------
-    SGPAClassifier : The same with a symmetric kernel and inducing points.
+    SGPAClassifier : A Gaussian process with a symmetric kernel and inducing points.
 
     Notes
     -----
     The kernel is the cosine of query and key. The singular functions are combinations of its
-    values at landmarks, which are tokens at even distances in the row: a data-dependent projection
-    with a fixed number of rows. The wrapped model's values enter through the means of the inducing
-    variables only. Both sides are added; the paper can also concatenate them, which needs rows of
-    one length. Other differences to the paper and its authors' code:
+    values at landmarks, which are evenly spaced tokens of the row: a data-dependent projection of
+    fixed size. The wrapped model's values are used only to initialise the means of the inducing
+    variables. Both sides are added; the paper can also concatenate them, which needs rows of one
+    length. Other differences from the paper and its authors' code:
 
-    - The paper trains small models from scratch. Here the singular functions start from the
-      singular vectors of the kernel between landmarks, averaged over training rows, and the means
-      from the least-squares fit to the wrapped model's attention. As in the code, only the
+    - The paper trains small models from scratch. Here the singular functions are initialised with
+      the singular vectors of the kernel between landmarks, averaged over training rows, and the
+      means with a least-squares fit to the wrapped model's attention. As in the code, only the
       attention of the last block is replaced by default.
     - The code combines the inputs of the attention at the landmarks, not queries and keys. The
-      trace in its objective of the singular value decomposition is that of the bare weights; here
-      it is that of the projections, which depend on the data. The code squares the mean over heads,
-      here every head is squared.
+      trace in its objective for the singular value decomposition uses the bare weights; here it
+      uses the projections, which depend on the data. The code squares the mean over heads; here
+      each head is squared.
     - Every channel of a head is a process. The code has as many processes as the rank, and a linear
       map from them to the channels.
     - A sample is one function, the same for all tokens and rows of a prediction. The code draws
-      every token by itself.
+      each token independently.
     - The probabilities of samples are averaged; the code averages logits.
     - The divergence counts once for the whole training set: with ``kl_weight=1`` and without the
-      misfit of the decomposition, the loss is minus the evidence lower bound, divided by the
-      rows. The code adds it undivided to the mean cross-entropy, which is `kl_weight` at the number
-      of training rows.
+      misfit of the decomposition, the loss is the negative evidence lower bound, divided by the
+      number of rows. The code adds the divergence, undivided, to the mean cross-entropy, which
+      corresponds to a `kl_weight` equal to the number of training rows.
 
-    `kl_weight` was judged by the log loss of held-out rows: a ViT on Fashion-MNIST, fine-tuned on
-    4,000 rows, with 1,000 held out. With 0, 0.001, 0.01, 0.1 and 1 the loss was the same within
-    0.0001 for each of three seeds, and the default is the evidence lower bound.
+    The default of `kl_weight` is the evidence lower bound. With a ViT on Fashion-MNIST (4,000 rows
+    for fine-tuning, 1,000 held out), the log loss on held-out rows was the same within 0.0001 for
+    0, 0.001, 0.01, 0.1 and 1, for each of three seeds.
 
     References
     ----------

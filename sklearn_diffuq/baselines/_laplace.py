@@ -16,10 +16,10 @@ from sklearn_diffuq.baselines._probit import probit_logits
 class LaplaceClassifier(BaselineClassifier):
     """Last-layer Laplace approximation around a trained transformer.
 
-    The posterior of the last linear layer is a Gaussian around its trained weights, whose
-    covariance is the inverse of the Kronecker-factored generalised Gauss-Newton matrix plus a prior
-    precision; the prior precision is that of the largest marginal likelihood. Probabilities are
-    those of the linearised model by the probit approximation. Nothing else is trained.
+    The posterior of the last linear layer is a Gaussian around its trained weights. Its precision
+    is the Kronecker-factored generalised Gauss-Newton matrix plus a prior precision, chosen by
+    marginal likelihood. Probabilities come from the probit approximation of the linearised model.
+    The wrapped model is not trained.
 
     Needs laplace-torch: ``pip install "sklearn-diffuq[bench]"``.
 
@@ -30,7 +30,7 @@ class LaplaceClassifier(BaselineClassifier):
     preprocessor : callable or str, default=None
         Tokenizer or image transform; with a torch model only.
     device : str, default="auto"
-        Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
+        Device of a wrapped model that is not fitted yet; "auto" uses CUDA if available.
     random_state : int, RandomState instance or None, default=None
         Seed of the wrapped model.
 
@@ -50,7 +50,8 @@ class LaplaceClassifier(BaselineClassifier):
     Warns
     -----
     ReadoutWarning
-        If the model does not end in one linear layer: a logistic regression takes its place.
+        If the model does not end in one linear layer; a logistic regression on pooled features is
+        used then.
 
     See Also
     --------
@@ -59,8 +60,8 @@ class LaplaceClassifier(BaselineClassifier):
 
     Notes
     -----
-    The bias is the weight of a constant feature, so that it shares the factors. Everything is
-    fitted in single precision and evaluated in double precision.
+    The bias is treated as the weight of a constant feature, so that it shares the Kronecker
+    factors. The posterior is fitted in single precision and evaluated in double precision.
 
     References
     ----------
@@ -91,7 +92,7 @@ class LaplaceClassifier(BaselineClassifier):
 
     def _fit(self, training, held_out, seed):
         if training.weight.unique().numel() > 1:
-            raise ValueError("laplace-torch knows no sample weights: give no weights.")
+            raise ValueError("laplace-torch does not support sample weights: fit without them.")
         self.wrapped_, last_layer = with_last_layer(self.wrapped_, training)
         weight, bias = (part.cpu() for part in last_layer.weights())
         self._layer = last_layer.name
@@ -134,7 +135,7 @@ class KroneckerPosterior:
 
     @property
     def tensors(self):
-        """All that is stored."""
+        """The tensors that a prediction uses."""
         return [
             self.weight,
             self.output_values,
@@ -194,7 +195,7 @@ def fit_posterior(features, target, weight):
             )
             fitted.fit(torch.utils.data.DataLoader(data, batch_size=len(data)))
             fitted.optimize_prior_precision(method="marglik")
-        except SystemExit as error:  # laplace-torch ends the process where it finds no eigenvectors
+        except SystemExit as error:  # laplace-torch exits if it finds no eigenvectors
             raise RuntimeError("laplace-torch found no eigenvectors of the curvature.") from error
     factors = zip(fitted.H.eigenvalues[0], fitted.H.eigenvectors[0])  # output factor first
     return KroneckerPosterior(
@@ -205,10 +206,10 @@ def fit_posterior(features, target, weight):
 
 
 def import_laplace():
-    """Import laplace-torch, or say how to get it."""
+    """Import laplace-torch, or explain how to install it."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it uses what torch has deprecated
+            warnings.simplefilter("ignore")  # it uses deprecated parts of torch
             import laplace
     except ImportError as error:
         raise ImportError(

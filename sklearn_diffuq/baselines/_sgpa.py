@@ -14,9 +14,9 @@ class SGPAClassifier(AttentionClassifier):
     """Sparse Gaussian process attention in the last blocks of a trained transformer.
 
     In a copy of the wrapped model, the attention of the last `n_layers` blocks becomes the
-    posterior of a sparse Gaussian process with a Gaussian kernel between tied queries and keys. All
-    of the copy is then fine-tuned on a tempered evidence lower bound; the epoch with the lowest log
-    loss on held-out rows is kept.
+    posterior of a sparse Gaussian process with a Gaussian kernel; queries and keys are tied. All
+    parameters of the copy are then fine-tuned with a tempered evidence lower bound. The epoch with
+    the lowest log loss on held-out rows is kept.
 
     Works with BERT-like and ViT-like Hugging Face models, timm's ``VisionTransformer``, and
     :class:`~sklearn_diffuq.FTTransformerClassifier`.
@@ -28,34 +28,35 @@ class SGPAClassifier(AttentionClassifier):
     preprocessor : callable or str, default=None
         Tokenizer or image transform; with a torch model only.
     n_layers : int, default=1
-        Number of blocks, from the last, whose attention is replaced.
+        Number of blocks whose attention is replaced, counted from the last.
     n_inducing : int, default=16
         Number of global inducing points of each head.
     n_samples : int, default=10
         Number of samples of the posterior.
     kl_weight : float, default=0.1
-        Weight of the divergence of the posterior from the prior; 1 is the evidence lower bound.
+        Weight of the KL divergence of the posterior from the prior; 1 gives the evidence lower
+        bound.
     validation_fraction : float, default=0.2
-        Share of the rows held out, per class, if `fit` is not given `X_calibration`.
+        Fraction of the rows of each class to hold out if `fit` gets no `X_calibration`.
     max_epochs : int, default=3
         Epochs of fine-tuning.
     batch_size : int, default=32
         Rows in a training batch.
     lr : float, default=1e-4
-        Highest learning rate.
+        Peak learning rate.
     device : str, default="auto"
-        Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
+        Device of a wrapped model that is not fitted yet; "auto" uses CUDA if available.
     random_state : int, RandomState instance or None, default=None
         Seed of the wrapped model, split, training and samples.
     verbose : int, default=0
-        Above 0, print one line per epoch.
+        If positive, print one line per epoch.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
         Class labels, in the order of the probabilities.
     wrapped_ : estimator
-        The fitted wrapped classifier; it is not the one that predicts.
+        The fitted wrapped classifier. Predictions come from a fine-tuned copy.
     history_ : list of dict
         One entry per epoch.
     n_parameters_ : int
@@ -65,35 +66,35 @@ class SGPAClassifier(AttentionClassifier):
 
     See Also
     --------
-    KEPSVGPClassifier : The same with an asymmetric kernel of low rank.
+    KEPSVGPClassifier : A Gaussian process with an asymmetric kernel of low rank.
 
     Notes
     -----
-    The kernel is Gaussian with a length scale for each channel of a head, as in the paper for
-    images. For texts the paper has an exponential kernel of the inner product; here the kernel is
-    the same for all inputs. Other differences to the paper and its authors' code:
+    The kernel is Gaussian with one length scale per channel of a head, as in the paper for images.
+    The paper uses an exponential kernel of the inner product for texts; this class does not. Other
+    differences from the paper and its authors' code:
 
-    - The paper trains small models from scratch, with all attention replaced. Here only that of the
-      last block is, by default, and the start is the wrapped model: its query and value maps,
-      length scales at the median distance of the queries, and an amplitude at which the kernel's
-      row sums are one.
+    - The paper trains small models from scratch, with all attention replaced. Here only the last
+      block is replaced by default, and the parameters are initialised from the wrapped model: its
+      query and value maps, length scales at the median distance of the queries, and an amplitude
+      that makes the row sums of the kernel one.
     - The inducing points are free parameters in the space of a head. In the code they are states
       of the model, which pass through the feed-forward part of the block below and the query map.
-    - Of the posterior covariance between tokens, the part through the inducing points is sampled
-      exactly, as one function for each sample; of the rest only the variances are kept. The paper
-      has the full covariance, the code its diagonal.
+    - The posterior covariance between tokens has a part through the inducing points, which is
+      sampled exactly, as one function per sample. Of the remainder only the variances are kept. The
+      paper uses the full covariance, the code its diagonal.
     - A sample is the same function for all rows of a prediction. As in the code, the probabilities
       of samples are averaged.
-    - With ``kl_weight=1`` the loss of a row is its cross-entropy, plus the divergence that its own
-      values add, plus its share of that of the inducing variables, which all rows have in common:
-      minus the evidence lower bound of the training set, divided by its rows. The code adds both
-      parts undivided to the mean cross-entropy, with a weight that rises from 0 to 1 in the first
-      half of the training on images; there is no such rise here.
+    - With ``kl_weight=1`` the loss is the negative evidence lower bound of the training set,
+      divided by the number of rows. For a row, this is its cross-entropy, the divergence due to its
+      own values, and its share of the divergence of the inducing variables, which all rows have in
+      common. The code adds both divergences, undivided, to the mean cross-entropy. On images, its
+      weight rises from 0 to 1 during the first half of training; here the weight is constant.
 
-    The default of `kl_weight` was chosen by the log loss of held-out rows: a ViT on Fashion-MNIST,
-    fine-tuned on 4,000 rows, with 1,000 held out. The mean over three seeds was 0.356 with weight
-    1, where no epoch was better than the start, and 0.353 to 0.354 with 0.1, 0.01, 0.001 and 0, of
-    which 0.1 was the lowest; seeds differ by as much.
+    The default of `kl_weight` was chosen by the log loss on held-out rows, with a ViT on
+    Fashion-MNIST (4,000 rows for fine-tuning, 1,000 held out). The mean over three seeds was 0.356
+    with weight 1, where no epoch improved on the initial state. It was 0.353 to 0.354 with 0.1,
+    0.01, 0.001 and 0; the lowest was 0.1, but differences between seeds are as large.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Gaussian-process readout with random features and a Laplace posterior."""
+"""Spectral-normalised neural Gaussian process (SNGP): its readout, without the normalisation."""
 
 from numbers import Integral, Real
 from typing import ClassVar
@@ -22,13 +22,13 @@ _PRIOR_VARIANCES = (1.0, 10.0, 100.0, 1000.0)
 
 
 class SNGPClassifier(BaselineClassifier):
-    """Gaussian-process readout of SNGP on the features of a trained transformer.
+    """Gaussian process readout of SNGP on the features of a trained transformer.
 
-    The last linear layer is replaced by a Gaussian process with a Gaussian kernel, in random
-    Fourier features, on the standardised features that the layer reads. The posterior of its
-    weights is a Laplace approximation, and the mean-field formula turns logits into probabilities,
-    which grow uniform away from the training rows. The wrapped model itself is not trained, so the
-    spectral normalisation of the paper has no part in it.
+    A Gaussian process replaces the last linear layer. Its kernel is Gaussian, approximated by
+    random Fourier features of the standardised inputs of that layer; its posterior is a Laplace
+    approximation. The mean-field formula turns logits into probabilities, which become uniform far
+    from the training data. The wrapped model is not trained, so the spectral normalisation of the
+    paper does not apply.
 
     Parameters
     ----------
@@ -39,12 +39,12 @@ class SNGPClassifier(BaselineClassifier):
     n_components : int, default=512
         Number of random features.
     length_scale : float, default=None
-        Length scale of the kernel; None takes the median distance between training rows.
+        Length scale of the kernel; None uses the median distance between training rows.
     validation_fraction : float, default=0.2
-        Share of the rows held out, per class, to choose the prior variance, if `fit` is not given
-        `X_calibration`.
+        Fraction of the rows of each class to hold out if `fit` gets no `X_calibration`. The prior
+        variance is chosen on held-out rows.
     device : str, default="auto"
-        Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
+        Device of a wrapped model that is not fitted yet; "auto" uses CUDA if available.
     random_state : int, RandomState instance or None, default=None
         Seed of the wrapped model, split and random features.
 
@@ -57,8 +57,8 @@ class SNGPClassifier(BaselineClassifier):
     length_scale_ : float
         Length scale of the kernel, in standardised features.
     prior_variance_ : float
-        Prior variance of a logit: of 1, 10, 100 and 1000 the one with the lowest log loss on
-        held-out rows.
+        Prior variance of a logit: 1, 10, 100 or 1000, whichever has the lowest log loss on held-out
+        rows.
     n_parameters_ : int
         Number of parameters that a prediction uses, with the covariance of the posterior.
     n_passes_ : int
@@ -67,11 +67,11 @@ class SNGPClassifier(BaselineClassifier):
     Warns
     -----
     ReadoutWarning
-        If the model does not end in one linear layer: pooled features are used instead.
+        If the model does not end in one linear layer; pooled features are used then.
 
     See Also
     --------
-    LaplaceClassifier : The same posterior of the linear layer itself.
+    LaplaceClassifier : A Laplace approximation of the linear layer itself.
 
     References
     ----------

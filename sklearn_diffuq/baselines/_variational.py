@@ -1,4 +1,4 @@
-"""Variational head: a Gaussian latent between frozen features and a linear readout."""
+"""Variational head: a Gaussian latent between frozen features and linear logits."""
 
 from numbers import Integral, Real
 from typing import ClassVar
@@ -19,10 +19,9 @@ from sklearn_diffuq.baselines._last_layer import LastLayer, with_last_layer
 class VariationalLastLayerClassifier(SamplingClassifier):
     """Variational two-stage training (V-TST): a new head with a Gaussian latent.
 
-    The wrapped model is the first stage and stays as it is. In the second stage, the features that
-    its last linear layer reads are mapped to a Gaussian latent, and samples of it to logits; both
-    maps are linear and trained from scratch. The epoch with the lowest log loss on held-out rows is
-    kept.
+    The wrapped model is the first stage and is not changed. The second stage maps the inputs of its
+    last linear layer to a Gaussian latent, and samples of the latent to logits. Both maps are
+    linear and trained from scratch. The epoch with the lowest log loss on held-out rows is kept.
 
     Parameters
     ----------
@@ -35,21 +34,21 @@ class VariationalLastLayerClassifier(SamplingClassifier):
     n_latent : int, default=32
         Dimension of the latent.
     kl_weight : float, default=0.01
-        Weight of the divergence of the latent from its prior.
+        Weight of the KL divergence of the latent from its prior.
     validation_fraction : float, default=0.2
-        Share of the rows held out, per class, if `fit` is not given `X_calibration`.
+        Fraction of the rows of each class to hold out if `fit` gets no `X_calibration`.
     max_epochs : int, default=30
-        Epochs of training of the head.
+        Epochs of training.
     batch_size : int, default=128
         Rows in a training batch.
     lr : float, default=1e-2
-        Highest learning rate.
+        Peak learning rate.
     device : str, default="auto"
-        Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
+        Device of a wrapped model that is not fitted yet; "auto" uses CUDA if available.
     random_state : int, RandomState instance or None, default=None
         Seed of the wrapped model, split, training and samples.
     verbose : int, default=0
-        Above 0, print one line per epoch.
+        If positive, print one line per epoch.
 
     Attributes
     ----------
@@ -67,7 +66,7 @@ class VariationalLastLayerClassifier(SamplingClassifier):
     Warns
     -----
     ReadoutWarning
-        If the model does not end in one linear layer: pooled features are used instead.
+        If the model does not end in one linear layer; pooled features are used then.
 
     See Also
     --------
@@ -75,9 +74,9 @@ class VariationalLastLayerClassifier(SamplingClassifier):
 
     Notes
     -----
-    With ``kl_weight=1`` the loss is minus the evidence lower bound of the paper. A latent of each
-    row then costs as many nats as it can tell of the label, and often tells nothing; hence the
-    smaller default.
+    With ``kl_weight=1`` the loss is the negative evidence lower bound of the paper. The latent then
+    often collapses to the prior: what it tells about the label is worth less than its divergence.
+    Hence the smaller default.
 
     References
     ----------
@@ -202,7 +201,7 @@ class VariationalHead(torch.nn.Module):
         return self.readout(mean[:, None] + deviation[:, None] * noise)
 
     def losses(self, features, target, kl_weight, *, generator=None):
-        """Return minus the evidence lower bound of each row, by one sample of the latent."""
+        """Return the negative evidence lower bound of each row, with one sample of the latent."""
         mean, log_variance = self.mean(features), self.log_variance(features)
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
         logits = self.readout(mean + torch.exp(0.5 * log_variance) * noise)
