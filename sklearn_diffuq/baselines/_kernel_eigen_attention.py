@@ -50,7 +50,7 @@ class KernelEigenAttention(GaussianAttention):
 
     @classmethod
     def start(cls, projections, rank, seed):
-        """Return an attention that starts from that of the wrapped model."""
+        """Return an attention initialised from that of the wrapped model."""
         q, k = (F.normalize(projections.heads(name), dim=3) for name in ("query", "key"))
         dtype, q, k = q.dtype, q.double(), k.double()
         real = projections.real.to(q.device)
@@ -117,7 +117,7 @@ def _project(q, k, at, weights):
 
 
 def landmarks(real, n):
-    """Return the positions of `n` real tokens at even distances, (n_rows, n).
+    """Return the positions of `n` evenly spaced real tokens, (n_rows, n).
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def _singular_vectors(kernel, rank):
 
     `kernel` has a row for each query landmark, and a column for each key landmark. The function of
     the queries is a combination of the kernel at the keys, hence of right singular vectors, and the
-    other way round. The signs within a pair belong together.
+    other way round. The signs of a pair are determined together.
     """
     u, _, vh = torch.linalg.svd(kernel)
     return torch.stack([vh.mT, u])[..., :rank] / kernel.shape[1] ** 0.5

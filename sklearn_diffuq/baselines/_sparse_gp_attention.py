@@ -49,7 +49,7 @@ class SparseGPAttention(GaussianAttention):
 
     @classmethod
     def start(cls, projections, n_inducing, seed, rng):
-        """Return an attention that starts from that of the wrapped model."""
+        """Return an attention initialised from that of the wrapped model."""
         q, real = projections.heads("query"), projections.real
         tokens = q.transpose(1, 2)[real.to(q.device)]  # (n_tokens, n_heads, width)
         chosen = tokens[rng.permutation(len(tokens))[:n_inducing]].transpose(0, 1)
