@@ -1,7 +1,6 @@
 """Laplace approximation of the posterior of the last layer, by laplace-torch."""
 
 import warnings
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -9,8 +8,8 @@ from scipy.special import softmax
 
 from sklearn_diffuq.baselines._backbone_modules import count_parameters
 from sklearn_diffuq.baselines._base import COMMON, BaselineClassifier
+from sklearn_diffuq.baselines._kronecker_posterior import KroneckerPosterior, with_constant
 from sklearn_diffuq.baselines._last_layer import LastLayer, with_last_layer
-from sklearn_diffuq.baselines._probit import probit_logits
 
 
 class LaplaceClassifier(BaselineClassifier):
@@ -109,57 +108,6 @@ class LaplaceClassifier(BaselineClassifier):
         last_layer = LastLayer(self.wrapped_.backbone_, self._layer)
         logits = last_layer.predict(self._posterior.logits, self.wrapped_.encode(X))
         return softmax(logits, axis=1)
-
-
-@dataclass(frozen=True)
-class KroneckerPosterior:
-    """Gaussian of a bias-free linear layer, ``N(W, (B kron A + prior_precision I)^-1)``.
-
-    Attributes
-    ----------
-    weight : Tensor of shape (n_classes, d + 1)
-        Mean; the last column is the bias.
-    output_values, output_vectors : Tensor of shape (n_classes,) and (n_classes, n_classes)
-        Eigenvalues and eigenvectors (columns) of B.
-    input_values, input_vectors : Tensor of shape (d + 1,) and (d + 1, d + 1)
-        The same of A.
-    prior_precision : float
-    """
-
-    weight: torch.Tensor
-    output_values: torch.Tensor
-    output_vectors: torch.Tensor
-    input_values: torch.Tensor
-    input_vectors: torch.Tensor
-    prior_precision: float
-
-    @property
-    def tensors(self):
-        """The tensors that a prediction uses."""
-        return [
-            self.weight,
-            self.output_values,
-            self.output_vectors,
-            self.input_values,
-            self.input_vectors,
-        ]
-
-    def moments(self, features):
-        """Return mean and variance of the logits of features (n, d), both (n, n_classes)."""
-        features = with_constant(features)
-        precision = self.output_values[:, None] * self.input_values + self.prior_precision
-        projected = (features @ self.input_vectors).square()
-        variance = (projected @ (1 / precision).T) @ self.output_vectors.square().T
-        return features @ self.weight.T, variance
-
-    def logits(self, features):
-        """Return the logits of the probit approximation of the mean probabilities."""
-        return probit_logits(*self.moments(features))
-
-
-def with_constant(features):
-    """Return the features with a column of ones, for the bias."""
-    return torch.cat([features, features.new_ones(len(features), 1)], 1)
 
 
 def fit_posterior(features, target, weight):

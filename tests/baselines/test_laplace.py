@@ -6,7 +6,8 @@ import torch
 from sklearn.frozen import FrozenEstimator
 from tiny_baselines import make
 
-from sklearn_diffuq.baselines._laplace import fit_posterior, import_laplace, with_constant
+from sklearn_diffuq.baselines._kronecker_posterior import with_constant
+from sklearn_diffuq.baselines._laplace import fit_posterior, import_laplace
 
 
 @pytest.fixture
