@@ -1,4 +1,4 @@
-"""Stage 2: the covariance that the frozen attention has as a Gaussian process.
+"""The covariance that the frozen attention has as a Gaussian process.
 
 Attention with the weights ``softmax(q k^T / sqrt(d))`` is the mean of a kernel regression from keys
 to values. Its posterior variance at a query, given keys of training tokens, is large where the
@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from sklearn_diffuq._backbones.attention import find_attention
 from sklearn_diffuq._backbones.context import mean_over_tokens
 from sklearn_diffuq._path.covariance import StateCovariance, principal_factors
 from sklearn_diffuq._path.distance import GaussianProcessVariance, StateDistance, standardisation
@@ -20,13 +21,6 @@ from sklearn_diffuq._state import State
 from sklearn_diffuq.exceptions import BackboneError
 
 N_INDUCING_KEYS = 128  # of each head
-_PROJECTIONS = (
-    ("query", "key", "value"),
-    ("q_proj", "k_proj", "v_proj"),
-    ("q_lin", "k_lin", "v_lin"),
-)
-_OUTPUTS = ("proj", "project", "out_proj", "o_proj", "out_lin", "output.dense")
-_HEADS = ("num_attention_heads", "num_heads", "n_heads")
 
 
 class AttentionReading:
@@ -43,43 +37,13 @@ class AttentionReading:
     """
 
     def __init__(self, block):
-        self.block = block
-        self.fused = None
-        for parent in block.modules():
-            names = next((n for n in _PROJECTIONS if _all_linear(parent, n)), None)
-            if names is not None:
-                self.parts = [getattr(parent, name) for name in names]
-            elif isinstance(getattr(parent, "qkv", None), nn.Linear):
-                self.fused = parent.qkv
-            else:
-                continue
-            self.output = _output_of(block, parent)
-            self.n_heads = next((int(getattr(parent, n)) for n in _HEADS if hasattr(parent, n)), 0)
-            plain = not any(
-                isinstance(m, nn.Module) and not isinstance(m, nn.Identity)
-                for m in (getattr(parent, n, None) for n in ("q_norm", "k_norm"))
+        self.block, self.layers = block, find_attention(block)
+        if self.layers is None:
+            raise BackboneError(
+                f"covariance='attention' cannot read the attention of a {type(block).__name__}: it "
+                "needs linear layers for queries, keys and values of equal width and one for the "
+                "output, as in BERT and ViT. Use covariance='gp' or 'constant'."
             )
-            if self.output is not None and self.n_heads and plain and self._widths_fit():
-                return
-        raise BackboneError(
-            f"covariance='attention' cannot read the attention of a {type(block).__name__}: it "
-            "needs linear layers for queries, keys and values of equal width and one for the "
-            "output, as in BERT and ViT. Use covariance='gp' or 'constant'."
-        )
-
-    def _widths_fit(self):
-        query, key, value = self.matrices()
-        return query[0].shape == key[0].shape == value[0].shape and (
-            self.output.in_features == value[0].shape[0]
-        )
-
-    def matrices(self):
-        """Return (weight, bias or None) of queries, keys and values."""
-        if self.fused is None:
-            return [(part.weight.detach(), _detached(part.bias)) for part in self.parts]
-        bias = self.fused.bias
-        biases = [None] * 3 if bias is None else bias.detach().chunk(3)
-        return list(zip(self.fused.weight.detach().chunk(3), biases, strict=True))
 
     def norm_before(self, run, h):
         """Return the norm between the state `h` and the attention, None if there is none.
@@ -88,7 +52,7 @@ class AttentionReading:
         """
         seen = {}
         modules = [m for m in self.block.modules() if isinstance(m, nn.LayerNorm)]
-        reader = self.parts[0] if self.fused is None else self.fused
+        reader = self.layers.projections[0]
         handles = [reader.register_forward_pre_hook(lambda m, args: seen.update({m: args[0]}))]
         handles += [
             m.register_forward_hook(lambda m, args, output: seen.update({m: output}))
@@ -109,28 +73,6 @@ class AttentionReading:
             f"covariance='attention' cannot tell what a {type(self.block).__name__} does before "
             "its attention: neither nothing nor a LayerNorm. Use covariance='gp' or 'constant'."
         )
-
-
-def _all_linear(parent, names):
-    return all(isinstance(getattr(parent, name, None), nn.Linear) for name in names)
-
-
-def _output_of(block, attention):
-    """Return the layer that mixes the heads: in the attention, or beside it."""
-    parents = [attention] + [m for m in block.modules() if attention in m.children()]
-    for parent in parents:
-        for path in _OUTPUTS:
-            try:
-                found = parent.get_submodule(path)
-            except AttributeError:
-                continue
-            if isinstance(found, nn.Linear):
-                return found
-    return None
-
-
-def _detached(tensor):
-    return None if tensor is None else tensor.detach()
 
 
 class AttentionVariance(nn.Module):
@@ -197,6 +139,7 @@ class _BlockAttention:
 
     def __init__(self, block):
         self.reading = AttentionReading(block)
+        self.layers = self.reading.layers
         self.keys, self.pooled, self.tokens = [], [], []
         self.norm, self.known = None, False
 
@@ -204,7 +147,7 @@ class _BlockAttention:
         if not self.known:
             self.norm, self.known = self.reading.norm_before(run, h), True
         x = h if self.norm is None else self.norm(h)
-        _, key, value = (nn.functional.linear(x, w, b) for w, b in self.reading.matrices())
+        _, key, value = (nn.functional.linear(x, w, b) for w, b in self.layers.matrices())
         real = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device) if mask is None else mask
         self.keys.append(key[real])
         self.pooled.append(mean_over_tokens(value, mask))
@@ -212,7 +155,7 @@ class _BlockAttention:
 
     def covariances(self):
         """Return the covariance of the pooled values and of the tokens' through the output."""
-        out, n_heads = self.reading.output.weight.detach().double(), self.reading.n_heads
+        out, n_heads = self.layers.output.weight.detach().double(), self.layers.n_heads
         found = []
         for parts in (self.pooled, self.tokens):
             values = torch.cat(parts).double()
@@ -228,16 +171,16 @@ class _BlockAttention:
         """Return the `AttentionVariance` of the block."""
         keys = torch.cat(self.keys)
         order = torch.randperm(len(keys), generator=generator)[:N_INDUCING_KEYS]
-        keys = keys[order.to(keys.device)].unflatten(1, (self.reading.n_heads, -1))
-        (weight, bias), _, _ = self.reading.matrices()
+        keys = keys[order.to(keys.device)].unflatten(1, (self.layers.n_heads, -1))
+        (weight, bias), _, _ = self.layers.matrices()
         norm = self.norm
         return AttentionVariance(
             weight.clone(),
             None if bias is None else bias.clone(),
-            None if norm is None else _detached(norm.weight),
-            None if norm is None else _detached(norm.bias),
+            None if norm is None else norm.weight.detach(),
+            None if norm is None or norm.bias is None else norm.bias.detach(),
             0.0 if norm is None else norm.eps,
-            [GaussianProcessVariance.given(keys[:, i].cpu()) for i in range(self.reading.n_heads)],
+            [GaussianProcessVariance.given(keys[:, i].cpu()) for i in range(self.layers.n_heads)],
         )
 
 

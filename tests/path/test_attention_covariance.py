@@ -3,11 +3,9 @@
 import pytest
 import torch
 from tiny_backbones import ALL
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from sklearn_diffuq._backbones.backbone import Backbone
-from sklearn_diffuq._backbones.ft_transformer import FTTransformer
-from sklearn_diffuq._path.attention_covariance import AttentionReading, attention_covariance
+from sklearn_diffuq._path.attention_covariance import attention_covariance
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
 from sklearn_diffuq.exceptions import BackboneError
 
@@ -84,18 +82,9 @@ def test_a_step_of_several_blocks_adds_their_variances():
     assert set(coarse.processes) == {"0", "2"}  # the last state has no attention to come
 
 
-def test_other_known_forms_are_read():
-    config = DistilBertConfig(
-        vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=16
-    )
-    block = DistilBertForSequenceClassification(config).distilbert.transformer.layer[0]
-    assert AttentionReading(block).n_heads == 2
-    assert AttentionReading(FTTransformer(3, [], 2, width=16, n_heads=4).blocks[0]).n_heads == 4
-
-
 def test_attention_that_cannot_be_read_is_refused_with_the_alternatives():
     backbone, batch = ALL["gpt2"]()
-    with backbone.frozen(), pytest.raises(BackboneError, match="'gp', 'residual' or 'constant'"):
+    with backbone.frozen(), pytest.raises(BackboneError, match="'gp' or 'constant'"):
         attention_covariance(backbone, [batch], [(0, 1)], 2, torch.Generator())
 
 
