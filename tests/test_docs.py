@@ -133,3 +133,14 @@ def test_readme_code_runs():
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as in all tests, see conftest.py
     code = "\n".join(blocks)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=one_thread)
+
+
+def equations(text, pattern):
+    return {number for found in re.findall(pattern, text) for number in found.split(", ")}
+
+
+def test_equations_of_the_guide_and_of_the_code_are_the_same():
+    guide = (ROOT / "doc" / "user_guide" / "method.rst").read_text(encoding="utf-8")
+    code = "".join(path.read_text("utf-8") for path in (ROOT / "sklearn_diffuq").rglob("*.py"))
+    numbers = r"[Ee]qs?\. (\d+\.\d+(?:, \d+\.\d+)*)"
+    assert equations(code, numbers) == equations(guide, r"\\tag\{([\d.]+)\}")

@@ -48,7 +48,7 @@ class CalibratedPath:
     def probabilities(
         self, backbone: Backbone, inputs: EncodedInputs, reduce: Reduce, *, variance: bool = False
     ) -> list[np.ndarray]:
-        """Propagate samples and reduce the probabilities of their paths, chunk by chunk.
+        """Propagate samples and reduce the probabilities of their paths (eqs. 6.1, 6.3, 6.4).
 
         Parameters
         ----------
@@ -101,7 +101,7 @@ class CalibratedPath:
 
 
 def familiarity(path: GaussianPath, backbone: Backbone, inputs: EncodedInputs) -> np.ndarray:
-    """Return minus the mean distance of each sample's scored states to the training data, (n,)."""
+    """Return minus the mean distance of each sample to the training data, (n,); eq. 7.3."""
     # any exponent makes the path look at the distances
     path = path.with_scales(NoiseScales(distance=1.0)).to(backbone.device)
 

@@ -186,7 +186,7 @@ class _BlockAttention:
 
 @torch.no_grad()
 def attention_covariance(backbone, batches, intervals, noise_rank, generator):
-    """Build the `StateCovariance` that re-reads the frozen attention, with all scales at zero.
+    """Build the `StateCovariance` that re-reads the frozen attention (eq. 1.10).
 
     Parameters
     ----------

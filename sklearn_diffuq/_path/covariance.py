@@ -1,9 +1,9 @@
 """The covariance of the path.
 
 ``Sigma_s(h) = v_s(h) (a^2 U_s U_s^T, shared by the tokens + delta^2 D_s, independent)`` with
-``v_s(h) = exp(2 b z(rho_s))`` (eq. 1.1 of the user guide). The directions ``U_s`` and the channel
-variances ``D_s`` come from the increments of the frozen blocks, so that the scales ``a`` and
-``delta`` are in units of what a step changes.
+``v_s(h) = exp(2 b z(rho_s))`` (eqs. 1.2, 1.8 of the user guide). The directions ``U_s`` and the
+channel variances ``D_s`` come from the increments of the frozen blocks, so that the scales ``a``
+and ``delta`` are in units of what a step changes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -160,8 +160,8 @@ def fit_covariance(
     """Build the `StateCovariance` of a path.
 
     ``U_s`` holds the `noise_rank` leading principal directions of the pooled increment, ``D_s``
-    the channel variances of the increment. Half of the described states condition the processes,
-    the other half says what is ordinary.
+    the channel variances of the increment (eq. 1.3). Half of the described states condition the
+    processes, the other half says what is ordinary.
 
     Parameters
     ----------
