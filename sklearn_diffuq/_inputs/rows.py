@@ -81,6 +81,36 @@ def check_labels(y, sample_weight, owner="A classifier"):
     return y, weight, kept
 
 
+def class_indices(y, classes):
+    """Return the position of each label among the classes.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n,)
+    classes : ndarray of shape (n_classes,)
+        Distinct labels, in any order.
+
+    Returns
+    -------
+    indices : ndarray of shape (n,)
+        ``classes[indices]`` is `y`.
+
+    Raises
+    ------
+    ValueError
+        If a label is not among the classes.
+    """
+    unseen = np.setdiff1d(y, classes)
+    if len(unseen):
+        raise ValueError(
+            f"The labels {unseen.tolist()} are unknown to the model, whose classes are "
+            f"{classes.tolist()}. Give rows of these classes, or a model that was trained with all "
+            "classes."
+        )
+    order = np.argsort(classes)
+    return order[np.searchsorted(classes, y, sorter=order)]
+
+
 def is_plain_mapping(X):
     """Tell whether `X` is a dict of columns that scikit-learn cannot take rows of."""
     return isinstance(X, Mapping) and not hasattr(X, "shape")
