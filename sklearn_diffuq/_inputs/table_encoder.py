@@ -1,11 +1,13 @@
 """Tables -> numbers of unit scale and category codes, learned on the training rows."""
 
 import numpy as np
+import torch
 from sklearn.preprocessing import OrdinalEncoder, QuantileTransformer
 from sklearn.utils import assert_all_finite, check_array
 from sklearn.utils.validation import validate_data
 
 from sklearn_diffuq._inputs.encoding import encode_table
+from sklearn_diffuq._state import State, plain
 
 
 class TableEncoder:
@@ -41,22 +43,67 @@ class TableEncoder:
         numbers, categories = numbers[rows], categories[rows]
         self.n_numeric = numbers.shape[1]
         if self.n_numeric:
-            self._quantiles = QuantileTransformer(
-                n_quantiles=max(2, min(1000, len(numbers))),
-                output_distribution="normal",
-                random_state=self.seed,
-            ).fit(np.where(np.isnan(numbers).all(axis=0), 0.0, numbers))
+            n_quantiles = max(2, min(1000, len(numbers)))
+            self._quantiles = _quantile_transformer(n_quantiles, self.seed).fit(
+                np.where(np.isnan(numbers).all(axis=0), 0.0, numbers)
+            )
         self.cardinalities = []
         if categories.shape[1]:
-            self._ordinal = OrdinalEncoder(
-                handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float64
-            ).fit(categories)
+            self._ordinal = _ordinal_encoder().fit(categories)
             self.cardinalities = [len(known) + 1 for known in self._ordinal.categories_]
         return self._encode(numbers, categories)
 
     def transform(self, owner, X):
         """Return the rows as `EncodedInputs`."""
         return self._encode(*self._read(owner, X, reset=False))
+
+    def to_state(self):
+        """Return the fitted encoder as a `State`.
+
+        Raises
+        ------
+        ValueError
+            If there are categories that JSON does not know.
+        """
+        config = {
+            "seed": self.seed,
+            "n_numeric": self.n_numeric,
+            "cardinalities": self.cardinalities,
+            "is_category": self._is_category.tolist(),
+        }
+        tensors = {}
+        if self.n_numeric:
+            tensors = {
+                "quantiles": torch.from_numpy(self._quantiles.quantiles_),
+                "references": torch.from_numpy(self._quantiles.references_),
+            }
+        if self.cardinalities:
+            config["categories"] = [
+                [_category(value) for value in known] for known in self._ordinal.categories_
+            ]
+        return State(config, tensors)
+
+    @classmethod
+    def from_state(cls, state):
+        """Restore a fitted encoder."""
+        config = state.config
+        encoder = cls(config["seed"])
+        encoder.n_numeric, encoder.cardinalities = config["n_numeric"], config["cardinalities"]
+        encoder._is_category = np.array(config["is_category"], dtype=bool)
+        if encoder.n_numeric:
+            quantiles, references = (state.tensors[k].numpy() for k in ("quantiles", "references"))
+            encoder._quantiles = _quantile_transformer(len(quantiles), encoder.seed)
+            # scikit-learn has no constructor from what it has learned
+            encoder._quantiles.quantiles_, encoder._quantiles.references_ = quantiles, references
+            encoder._quantiles.n_quantiles_, encoder._quantiles.n_features_in_ = quantiles.shape
+        if encoder.cardinalities:
+            # fitted again, on rows that hold every category
+            columns = [[np.nan if v is None else v for v in c] for c in config["categories"]]
+            rows = np.empty((max(map(len, columns)), len(columns)), dtype=object)
+            for j, known in enumerate(columns):
+                rows[:, j] = (known * len(rows))[: len(rows)]
+            encoder._ordinal = _ordinal_encoder().fit(rows)
+        return encoder
 
     def _encode(self, numbers, categories):
         if self.n_numeric:
@@ -93,6 +140,28 @@ class TableEncoder:
             check_array(part, dtype=None, ensure_all_finite=False, ensure_min_features=0)
         assert_all_finite(numbers, allow_nan=True, input_name="X")
         return numbers, categories
+
+
+def _quantile_transformer(n_quantiles, seed):
+    return QuantileTransformer(
+        n_quantiles=n_quantiles, output_distribution="normal", random_state=seed
+    )
+
+
+def _ordinal_encoder():
+    return OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float64)
+
+
+def _category(value):
+    """Return a category as JSON knows it; the missing one, NaN, is null."""
+    known = plain(value)
+    if known is None:
+        raise ValueError(
+            f"A category of type {type(value).__name__} ({value!r}) cannot be saved; categories "
+            "must be str, int, float or bool. Convert the column, for example by astype(str), "
+            "before fit."
+        )
+    return None if known != known else known
 
 
 def _is_category(X, j):

@@ -1,5 +1,6 @@
 import copy
 import io
+import json
 import pickle
 import sys
 import threading
@@ -13,6 +14,7 @@ from torch import nn
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._inputs.encoding import encode_mapping
+from sklearn_diffuq._state import State
 from sklearn_diffuq.exceptions import BackboneError
 
 
@@ -501,3 +503,21 @@ def test_map_rows_keeps_the_order_and_changes_no_flag(toy, ids):
     with torch.no_grad():
         expected = model.eval()(**inputs.batch(range(150)))
     np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("own_readout", [False, True])
+def test_a_cut_comes_back_through_json(model_and_batch, own_readout):
+    model, batch = model_and_batch
+    width = Backbone(model).probe(batch).width
+    readout = nn.Linear(width, 7, bias=False) if own_readout else None
+    backbone = Backbone(model, readout=readout, columns=[2, 0]).probe(batch)
+    state = backbone.to_state()
+    state = State(json.loads(json.dumps(state.config)), state.tensors)
+    loaded = Backbone.from_state(state, copy.deepcopy(model))
+    assert torch.equal(replay(loaded, batch), replay(backbone, batch))
+    for name in ("path", "n_blocks", "width", "n_outputs", "columns"):
+        assert getattr(loaded, name) == getattr(backbone, name)
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    with pytest.raises(BackboneError, match="is not the one that was saved"):
+        Backbone.from_state(state, model)
