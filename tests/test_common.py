@@ -18,6 +18,15 @@ EXPECTED_FAILURES = {
     )
 }
 
+# Of a TransformerClassifier whose readout is fitted, as the model below has no head.
+READOUT_FAILURES = {
+    "check_sample_weight_equivalence_on_dense_data": (
+        "the penalty of the readout is relative to the mean weight, so that the unit of the weights "
+        "does not matter"
+    ),
+    "check_estimators_overwrite_params": "joblib hashes a module and its deep copy differently",
+}
+
 
 class TableEmbedder(nn.Module):
     """One token for a row of any number of features, and two blocks; no head."""
@@ -45,7 +54,7 @@ class TableEmbedder(nn.Module):
         TransformerClassifier(TableEmbedder()),
     ],
     expected_failed_checks=lambda estimator: (
-        {} if isinstance(estimator, TransformerClassifier) else EXPECTED_FAILURES
+        READOUT_FAILURES if isinstance(estimator, TransformerClassifier) else EXPECTED_FAILURES
     ),
     xfail_strict=True,
 )

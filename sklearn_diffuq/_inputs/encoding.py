@@ -7,10 +7,12 @@ import torch
 from sklearn.utils import assert_all_finite
 
 from sklearn_diffuq._inputs.encoded_inputs import Dense, EncodedInputs, Images, Ragged, pixels_of
+from sklearn_diffuq._inputs.rows import refuse_sparse
 
 
 def input_kind(X):
-    """Return "mapping", "text", "images" or "table", judged by the type of `X` alone."""
+    """Return "mapping", "text", "images" or "table", from the type of `X` alone."""
+    refuse_sparse(X)
     if isinstance(X, Mapping):
         return "mapping"
     if isinstance(X, torch.Tensor):
@@ -21,6 +23,8 @@ def input_kind(X):
         return "text" if X.shape[1] == 1 and _is_str(X.iloc[:, 0]) else "table"
     if hasattr(X, "ndim") and X.ndim > 1:
         return "images" if X.ndim > 2 else "table"
+    if not hasattr(X, "__iter__"):  # such as an object with nothing but __array__
+        return input_kind(np.asarray(X))
     if _is_str(X):
         return "text"
     first = X[0] if isinstance(X, (list, tuple, np.ndarray)) and len(X) else None
@@ -152,13 +156,15 @@ def encode_images(X, transform=None, n_channels=None, image_size=None):
     if transform is not None:
         items = X if hasattr(X, "ndim") else list(X)
         if len(items):
-            _checkpixels_of(pixels_of(items[0], transform).shape, n_channels, size, "The transform")
+            _check_image_shape(
+                pixels_of(items[0], transform).shape, n_channels, size, "The transform"
+            )
         return EncodedInputs({"pixel_values": Images(items, transform)})
     array = _image_array(X)
     assert_all_finite(array, input_name="X")
     if n_channels is not None:
         array = _channels_first(array, n_channels, size)
-        _checkpixels_of(array.shape[1:], n_channels, size, "X")
+        _check_image_shape(array.shape[1:], n_channels, size, "X")
     scale = 1 / 255 if array.dtype == np.uint8 else None
     return EncodedInputs({"pixel_values": Dense(array, scale)})
 
@@ -208,7 +214,7 @@ def _channels_first(array, n_channels, size):
     return fits[0] if fits else first
 
 
-def _checkpixels_of(shape, n_channels, size, what):
+def _check_image_shape(shape, n_channels, size, what):
     """Raise unless one image has the shape that the model expects."""
     bad_channels = n_channels is not None and (len(shape) != 3 or shape[0] != n_channels)
     if bad_channels or (size is not None and tuple(shape[-2:]) != tuple(size)):

@@ -7,7 +7,12 @@ import numpy as np
 from scipy.sparse import issparse
 from sklearn.utils import _safe_indexing, assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    _num_samples,
+    check_consistent_length,
+    column_or_1d,
+)
 
 from sklearn_diffuq.exceptions import CalibrationWarning
 
@@ -24,20 +29,25 @@ def check_rows(X, y, sample_weight):
     sample_weight : ndarray of shape (n,), float64
         Positive; ones where none are given.
     """
+    refuse_sparse(X)
+    if hasattr(X, "__array__") and not hasattr(X, "__getitem__"):
+        X = np.asarray(X)
+    if y is not None and not is_plain_mapping(X):
+        check_consistent_length(X, y)
+    n = None if y is None else _num_samples(y)
+    y, weight, kept = check_labels(y, sample_weight)
+    if len(kept) < n:
+        X = safe_indexing(X, kept)
+    return X, y, weight
+
+
+def refuse_sparse(X):
+    """Raise TypeError if `X` is a sparse matrix or array."""
     if issparse(X):
         raise TypeError(
             "Sparse data was passed for X, but dense data is required. Use '.toarray()' to convert "
             "it to a dense array."
         )
-    if hasattr(X, "__array__") and not hasattr(X, "__getitem__"):
-        X = np.asarray(X)
-    if y is not None and not is_plain_mapping(X):
-        check_consistent_length(X, y)
-    n = None if y is None else len(y)
-    y, weight, kept = check_labels(y, sample_weight)
-    if len(kept) < n:
-        X = safe_indexing(X, kept)
-    return X, y, weight
 
 
 def check_labels(y, sample_weight, owner="A classifier"):

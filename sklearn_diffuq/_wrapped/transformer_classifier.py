@@ -10,7 +10,7 @@ import torch
 from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
-from sklearn.utils.validation import check_consistent_length
+from sklearn.utils.validation import _num_samples, check_consistent_length
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.classes import match_columns
@@ -205,7 +205,7 @@ class TransformerClassifier(BackboneClassifier):
             Rows of positive weight, as `encode` returns them, with class indices and weights.
         """
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        n = None if y is None else len(y)
+        n = None if y is None else _num_samples(y)
         y, weight, kept = check_labels(y, sample_weight, type(self).__name__)
         self._set_model(resolve_device(self.device))
         inputs = self._encoder.fit_transform(self, X)

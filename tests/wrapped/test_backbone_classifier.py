@@ -57,7 +57,6 @@ def test_predictions_agree_with_each_other(classes):
     else:
         np.testing.assert_allclose(softmax(scores, axis=1), proba, rtol=1e-12)
     assert (model.predict(X) == np.array(classes)[proba.argmax(1)]).all()
-    assert model.n_outputs == len(classes)
 
 
 def test_small_probabilities_have_a_finite_logarithm():

@@ -14,7 +14,7 @@ from timm.models import VisionTransformer
 
 from sklearn_diffuq import FTTransformerClassifier, TransformerClassifier
 from sklearn_diffuq._inputs import table_encoder
-from sklearn_diffuq._wrapped import transformer_classifier
+from sklearn_diffuq._wrapped import model_encoder
 from sklearn_diffuq._wrapped.wrap import check_precision, choose_readout, fit_wrapped, label
 from sklearn_diffuq.exceptions import BackboneError
 
@@ -145,7 +145,7 @@ def test_rows_for_a_fitted_model_get_its_class_indices(table, small):
 def test_training_rows_are_encoded_once(table, small, kind, monkeypatch):
     module, name = {
         "table": (table_encoder, "encode_table"),
-        "images": (transformer_classifier, "encode_images"),
+        "images": (model_encoder, "encode_images"),
     }[kind]
     encode, sizes = getattr(module, name), []
 
