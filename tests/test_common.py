@@ -21,8 +21,8 @@ EXPECTED_FAILURES = {
 # Of a TransformerClassifier whose readout is fitted, as the model below has no head.
 READOUT_FAILURES = {
     "check_sample_weight_equivalence_on_dense_data": (
-        "the penalty of the readout is relative to the mean weight, so that the unit of the weights "
-        "does not matter"
+        "the penalty of the readout is relative to the mean weight, so that the unit of the "
+        "weights does not matter"
     ),
     "check_estimators_overwrite_params": "joblib hashes a module and its deep copy differently",
 }

@@ -33,7 +33,7 @@ def describe_model(module: nn.Module, path: str) -> dict[str, Any]:
         if isinstance(value, torch.Tensor):
             value = value.detach().cpu().contiguous()
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.reshape(-1).view(torch.uint8).numpy())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return {
         "class": type(module).__name__,
         "blocks": path,
