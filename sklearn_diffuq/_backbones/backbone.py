@@ -18,16 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_diffuq._backbones.context import Batch, Context, mean_over_tokens, token_mask
+from sklearn_diffuq._backbones.cut import Cut, call_stubbed, record_calls
 from sklearn_diffuq._backbones.discovery import call_model, candidate_blocks, read_logits
 from sklearn_diffuq._backbones.fingerprint import check_same_model, describe_model
 from sklearn_diffuq._backbones.freezing import frozen, lock_of
-from sklearn_diffuq._backbones.probe import (
-    Cut,
-    check_replay,
-    check_trace,
-    replaced_forwards,
-    trace_blocks,
-)
+from sklearn_diffuq._backbones.probe import check_replay, check_trace, trace_blocks
 from sklearn_diffuq._inputs.batching import map_rows
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
 from sklearn_diffuq._state import State
@@ -140,12 +135,12 @@ class Backbone:
         return self._probed().n_outputs if self.columns is None else len(self.columns)
 
     @property
-    def device(self) -> torch.device:
-        return next(self.module.parameters()).device
-
-    @property
     def has_head(self) -> bool:
         return self.n_outputs is not None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
 
     def _probed(self) -> Cut:
         if self._cut is None:
@@ -160,17 +155,7 @@ class Backbone:
         return frozen(self.module, roots)
 
     def logits(self, batch: Batch) -> Tensor:
-        """Return the logits of the whole model.
-
-        Parameters
-        ----------
-        batch : dict of str to torch.Tensor
-            The model inputs.
-
-        Returns
-        -------
-        logits : torch.Tensor of shape (n, n_outputs)
-        """
+        """Return the logits (n, n_outputs) of the whole model for a batch of model inputs."""
         if self.custom_readout is not None:
             h, context = self.embed(batch)
             return self.readout(self.advance(h, context), context)
@@ -191,28 +176,8 @@ class Backbone:
         context : Context
             Has to be given to `block` and `readout` with states of this batch.
         """
-        cut = self._probed()
-        calls: list[tuple[tuple, dict]] = []
-        states: list[Tensor] = []
-
-        def record(k: int, args: tuple, kwargs: dict) -> Tensor:
-            slot = cut.slots[k]
-            if isinstance(slot, int):
-                h, args = args[slot], args[:slot] + args[slot + 1 :]
-            else:
-                h = kwargs.pop(slot)
-            calls.append((args, kwargs))
-            states.append(h)
-            return h
-
-        self._call_stubbed(batch, record)
-        if len(calls) != self.n_blocks:
-            raise BackboneError(
-                f"{type(self.module).__name__} called {len(calls)} of its {self.n_blocks} blocks. "
-                "In training mode some models drop blocks at random: use frozen()."
-            )
-        mask = token_mask(batch, states[0])
-        return states[0], Context(dict(batch), mask, tuple(calls), cut.slots)
+        h, calls = record_calls(self.module, self.blocks, self._probed(), batch)
+        return h, Context(dict(batch), token_mask(batch, h), calls, self._probed().slots)
 
     def block(
         self, k: int, h: Tensor, context: Context, call: Callable[..., Any] | None = None
@@ -251,12 +216,7 @@ class Backbone:
         return h
 
     def states(self, batch: Batch) -> tuple[list[Tensor], Context]:
-        """Return all states of a batch.
-
-        Parameters
-        ----------
-        batch : dict of str to torch.Tensor
-            The model inputs.
+        """Return all states of a batch of model inputs.
 
         Returns
         -------
@@ -271,18 +231,9 @@ class Backbone:
         return states, context
 
     def readout(self, h: Tensor, context: Context) -> Tensor:
-        """Return the logits of a state after the last block.
+        """Return the logits (n, n_outputs) of a state (n, t, d) after the last block.
 
-        Parameters
-        ----------
-        h : torch.Tensor of shape (n, t, d)
-            Any state of the context's batch. Gradients flow through it.
-        context : Context
-            What `embed` returned for the batch.
-
-        Returns
-        -------
-        logits : torch.Tensor of shape (n, n_outputs)
+        Gradients flow through the state.
         """
         return self.align(self.native_readout(h, context))
 
@@ -290,7 +241,10 @@ class Backbone:
         """Return the logits of `readout` before the `columns` of the classes are chosen."""
         if self.custom_readout is not None:
             return self.custom_readout(self.features(h, context))
-        return self._require_logits(self._call_stubbed(context.batch, lambda k, args, kwargs: h))
+        output = call_stubbed(
+            self.module, self.blocks, self._probed(), context.batch, lambda k, args, kwargs: h
+        )
+        return self._require_logits(output)
 
     def align(self, logits: Tensor) -> Tensor:
         """Return the logits (n, n_outputs) of the classes among native logits."""
@@ -305,13 +259,6 @@ class Backbone:
 
         Tokens are normalised before the mean, since in models with a final norm single tokens can
         be orders of magnitude longer than all others.
-
-        Parameters
-        ----------
-        h : torch.Tensor of shape (n, t, d)
-            A state of the context's batch.
-        context : Context
-            What `embed` returned for the batch.
 
         Returns
         -------
@@ -397,14 +344,7 @@ class Backbone:
 
     @classmethod
     def from_state(cls, state: State, module: nn.Module) -> "Backbone":
-        """Cut a model as it was cut when saved; it is not probed again.
-
-        Parameters
-        ----------
-        state : State
-            What `to_state` returned.
-        module : torch.nn.Module
-            The model that was cut, or a copy of it.
+        """Restore the cut on the model that was cut, or on a copy of it, without probing again.
 
         Raises
         ------
@@ -423,20 +363,6 @@ class Backbone:
         return backbone
 
     # Inside ----------------------------------------------------------------------------------
-
-    def _call_stubbed(self, batch: Batch, state: Callable[[int, tuple, dict], Tensor]) -> Any:
-        """Call the model with block k returning ``state(k, args, kwargs)``."""
-        extras = self._probed().extras
-
-        def stub(k: int, original: Callable) -> Callable:
-            def forward(*args: Any, **kwargs: Any) -> Tensor | tuple:
-                h, n_extras = state(k, args, kwargs), extras[k]
-                return h if n_extras is None else (h, *[None] * n_extras)
-
-            return forward
-
-        with lock_of(self.module), replaced_forwards(self.blocks, stub):
-            return call_model(self.module, batch)
 
     def _require_logits(self, output: Any) -> Tensor:
         logits = read_logits(self.module, output)

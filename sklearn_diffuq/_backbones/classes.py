@@ -13,7 +13,7 @@ INVERSE_PENALTY = 0.1  # C of the logistic regression that stands in for a head
 def match_columns(
     classes: np.ndarray, n_outputs: int | None, names: dict[int, str] | None = None
 ) -> list[int] | None:
-    """Say which logit belongs to which class.
+    """Match native logits with the classes.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ def match_columns(
     n_outputs : int or None
         Number of native logits; 1 counts as two classes, None means that there is no head.
     names : dict of int to str, default=None
-        What the model calls its classes (``id2label``); generic names count as none.
+        Names of the classes in the model (``id2label``); generic names count as none.
 
     Returns
     -------

@@ -1,6 +1,6 @@
 """One traced forward of a model, and what has to hold for the model to be cut at its blocks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_diffuq._backbones.context import Batch, Call
+from sklearn_diffuq._backbones.cut import Cut, replaced_forwards
 from sklearn_diffuq._backbones.discovery import call_model, describe_candidates, read_logits
 from sklearn_diffuq.exceptions import BackboneError
 
@@ -25,21 +26,6 @@ NESTED_WAY_OUT = (
 
 
 @dataclass
-class Cut:
-    """What is known about a model that can be cut.
-
-    ``slots`` says where each block takes the hidden state (position or keyword), ``extras`` how
-    many values it returns after it in a tuple (None: it returns the bare state).
-    """
-
-    path: str
-    slots: tuple[int | str, ...]
-    extras: tuple[int | None, ...]
-    width: int
-    n_outputs: int | None = None
-
-
-@dataclass
 class Trace:
     """One forward: the order of block calls, their arguments and outputs, and the logits."""
 
@@ -50,24 +36,6 @@ class Trace:
     outputs: list[Any]
     mutates: list[bool]
     logits: Tensor | None
-
-
-@contextmanager
-def replaced_forwards(
-    blocks: Sequence[nn.Module], forward_of: Callable[[int, Callable], Callable]
-) -> Iterator[None]:
-    """Replace the forward of block ``k`` by ``forward_of(k, original)`` for the time of a call."""
-    kept = [vars(block).get("forward") for block in blocks]
-    try:
-        for k, block in enumerate(blocks):
-            vars(block)["forward"] = forward_of(k, block.forward)
-        yield
-    finally:
-        for block, forward in zip(blocks, kept, strict=True):
-            if forward is None:
-                vars(block).pop("forward", None)
-            else:  # the model's owner had replaced it already
-                vars(block)["forward"] = forward
 
 
 def same(a: Tensor, b: Tensor) -> bool:

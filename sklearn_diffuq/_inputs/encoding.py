@@ -141,7 +141,7 @@ def encode_images(X, transform=None, n_channels=None, image_size=None):
         Maps one image to an array or tensor of shape (C, H, W). It runs per batch, never for the
         whole set.
     n_channels : int, default=None
-        Channels that the model expects; None means unknown, and the array is taken as it is.
+        Channels that the model expects; None means unknown, and the array is not rearranged.
     image_size : int or tuple of (int, int), default=None
         Height and width in pixels that the model expects; None means any.
 

@@ -58,7 +58,7 @@ def check_labels(y, sample_weight, owner="A classifier"):
     y : array-like of shape (m,)
     sample_weight : array-like of shape (m,) or None
     owner : str
-        Who asks, for error messages.
+        Name of the estimator, for error messages.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def check_labels(y, sample_weight, owner="A classifier"):
     sample_weight : ndarray of shape (n,), float64
         Their weights; ones where none are given.
     kept : ndarray of shape (n,)
-        Their numbers.
+        Their positions in `y`.
     """
     if y is None:
         raise ValueError(f"{owner} requires y to be passed, but the target y is None.")
@@ -122,12 +122,12 @@ def class_indices(y, classes):
 
 
 def is_plain_mapping(X):
-    """Tell whether `X` is a dict of columns that scikit-learn cannot take rows of."""
+    """Tell whether `X` is a dict of columns, which scikit-learn cannot index by row."""
     return isinstance(X, Mapping) and not hasattr(X, "shape")
 
 
 def safe_indexing(X, rows):
-    """Return rows of `X`, whatever its kind, or say why there are none to be had."""
+    """Return rows of `X` of any kind; raise ValueError for a plain mapping."""
     if is_plain_mapping(X):
         raise ValueError(
             f"X is a {type(X).__name__}, of which rows cannot be taken, but fit has to split it. "

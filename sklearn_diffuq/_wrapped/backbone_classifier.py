@@ -15,7 +15,7 @@ from sklearn_diffuq._state import State, column_names, plain
 
 
 def resolve_device(device):
-    """Return the torch device that the parameter `device` stands for."""
+    """Return the torch device of a parameter `device`, which may be "auto"."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(device)

@@ -259,9 +259,9 @@ class TransformerClassifier(BackboneClassifier):
         classes : ndarray of shape (n_classes,)
             The labels.
         model : torch.nn.Module or str, default=None
-            Stands for the parameter `model`; needed if that was not a str.
+            Replaces the parameter `model`; required if that was not a str.
         preprocessor : tokenizer, callable or str, default=None
-            Stands for the parameter `preprocessor`; needed if that was not a str.
+            Replaces the parameter `preprocessor`; required if that was an object.
 
         Returns
         -------
