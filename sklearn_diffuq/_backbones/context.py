@@ -1,4 +1,4 @@
-"""What one batch brings to every block besides the hidden state."""
+"""What every block needs of a batch besides the hidden state."""
 
 from dataclasses import dataclass
 from typing import Any, TypeAlias

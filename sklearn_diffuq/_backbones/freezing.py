@@ -1,4 +1,4 @@
-"""Holding a model still: one lock for all cuts of it, and flags that are restored."""
+"""Freezing a model: one lock for all cuts of it, and flags that are restored."""
 
 import threading
 import weakref
@@ -31,7 +31,7 @@ def frozen(owner: nn.Module, roots: Sequence[nn.Module]) -> Iterator[None]:
     owner : torch.nn.Module
         Whose lock is held.
     roots : sequence of torch.nn.Module
-        What is held still, with all submodules.
+        What is frozen, with all submodules.
     """
     with lock_of(owner):
         modes = [(module, module.training) for root in roots for module in root.modules()]

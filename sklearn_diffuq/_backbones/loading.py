@@ -1,4 +1,4 @@
-"""What a model is: loading it by name, and what it can read."""
+"""Loading a model by name, and what a model can read."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,7 +4,7 @@ Nothing of size samples x tokens or samples x pixels is ever built: token ids st
 transforms run per batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,15 +15,12 @@ from torch import Tensor
 
 
 class Column(Protocol):
-    """One model input of all samples.
+    """One model input of all samples."""
 
-    Attributes
-    ----------
-    lengths : ndarray of shape (n,) or None
-        Token count of each sample, None unless it is ragged text.
-    """
-
-    lengths: np.ndarray | None
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Token count of each sample, None unless it is ragged text."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -59,8 +56,6 @@ class Dense:
 
 class Ragged:
     """Rows of different lengths, padded on the right when a batch is made."""
-
-    lengths: np.ndarray | None
 
     def __init__(self, items: list[np.ndarray], pad: int) -> None:
         self.items, self.pad = items, pad
@@ -123,7 +118,7 @@ class EncodedInputs:
         Token count of each row of ragged text, None for other inputs.
     """
 
-    def __init__(self, columns: dict[str, Column], max_length: int | None = None) -> None:
+    def __init__(self, columns: Mapping[str, Column], max_length: int | None = None) -> None:
         self._columns = columns
         self.max_length = max_length
         ragged = [c.lengths for c in columns.values() if c.lengths is not None]

@@ -12,7 +12,8 @@ class MovingAverage:
     """Exponential moving average of the trained parameters; off when `decay` is 0."""
 
     def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
-        self.parameters, self.decay, self.n_updates = parameters, decay, 0
+        self.parameters: list[Tensor] = [*parameters]
+        self.decay, self.n_updates = decay, 0
         self.values = [p.detach().clone() for p in parameters] if decay else []
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What the two wrapped classifiers share: prediction from logits, and a refitted readout."""
+"""What the two wrapped classifiers share: prediction, a refitted readout, and their state."""
 
 import contextlib
 import copy

@@ -56,7 +56,7 @@ class FTTransformerClassifier(BackboneClassifier):
     patience : int, default=10
         Stop after this many epochs without a lower loss on the held-out rows.
     device : str or torch.device, default="auto"
-        Where the model trains and predicts; "auto" is CUDA when there is one.
+        Where the model trains and predicts; "auto" is CUDA if available.
     random_state : int, RandomState instance or None, default=None
         Seed of initial weights, held-out rows, batches and dropout.
     verbose : int, default=0

@@ -26,7 +26,7 @@ from sklearn_diffuq.exceptions import ReadoutWarning
 
 
 class TransformerClassifier(BackboneClassifier):
-    """A transformer that is already trained, as a scikit-learn classifier.
+    """Pre-trained transformer as a scikit-learn classifier.
 
     `fit` matches the model's logits with the labels and trains nothing, unless the head does not
     fit or `finetune` asks for it. Predictions of a row depend on neither its batch nor its order.
@@ -57,7 +57,7 @@ class TransformerClassifier(BackboneClassifier):
     weight_decay : float, default=0.01
         Decoupled weight decay of fine-tuning.
     device : str or torch.device, default="auto"
-        Where the model runs; "auto" is CUDA when there is one. A model that is elsewhere is copied.
+        Where the model runs; "auto" is CUDA if available. A model on another device is copied.
     random_state : int, RandomState instance or None, default=None
         Seed of batches and dropout, if `finetune`.
     verbose : int, default=0
@@ -218,7 +218,7 @@ class TransformerClassifier(BackboneClassifier):
         return training
 
     def _set_model(self, device):
-        """Find the model and its encoder; copy the model if it will change or move."""
+        """Load the model and its encoder; copy a given model that will be trained or moved."""
         model, own = load_model(self.model) if isinstance(self.model, str) else (self.model, None)
         preprocessor = own if self.preprocessor is None else self.preprocessor
         if isinstance(preprocessor, str):
@@ -285,7 +285,7 @@ class TransformerClassifier(BackboneClassifier):
         return self.finetune
 
     def _cut(self, inputs):
-        """Cut the model on a few rows; the shortest and the longest text give padding."""
+        """Cut the model on a few samples; the shortest and the longest text ensure padding."""
         rows = np.arange(min(len(inputs), 4))
         if inputs.lengths is not None:
             rows = np.unique([inputs.lengths.argmin(), inputs.lengths.argmax(), *rows])
@@ -299,7 +299,7 @@ class TransformerClassifier(BackboneClassifier):
         names = getattr(getattr(self.module_, "config", None), "id2label", None)
         columns = match_columns(classes, native, names)
         if columns is not None:
-            # all logits in their order are passed on untouched
+            # no copy of the logits where all are kept in their order
             backbone.columns = None if columns == list(range(native)) else columns
             return
         head = "has no head" if native is None else f"has a head of {native} output(s)"

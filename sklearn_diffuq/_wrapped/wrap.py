@@ -1,4 +1,4 @@
-"""From what the user gives to what the path needs: a fitted wrapped classifier and its rows."""
+"""Fit the classifier that an estimator wraps, and encode the samples for it."""
 
 import copy
 
@@ -25,7 +25,7 @@ def fit_wrapped(owner, X, y, sample_weight, seed, memory=None):
     -------
     wrapped : BackboneClassifier
     training : LabelledInputs
-        The rows, encoded.
+        The samples, encoded.
     """
     estimator = owner.estimator
     if isinstance(estimator, FrozenEstimator):
@@ -91,5 +91,5 @@ def check_precision(module):
 
 
 def label(wrapped, X, y, sample_weight):
-    """Encode rows for the wrapped model and give their labels its class indices."""
+    """Encode samples for a fitted wrapped classifier, with the indices of its classes."""
     return LabelledInputs.of(wrapped.encode(X), class_indices(y, wrapped.classes_), sample_weight)

@@ -139,7 +139,6 @@ def test_an_encoder_comes_back_through_json(X):
 
 
 def test_categories_that_json_does_not_know_are_refused():
-    X = pd.DataFrame({"when": pd.interval_range(0, 4)})
-    encoder, _ = fitted(Owner(), X)
+    encoder, _ = fitted(Owner(), pd.DataFrame({"when": pd.interval_range(0, 4)}))
     with pytest.raises(ValueError, match="category of type Interval.*astype"):
         encoder.to_state()
