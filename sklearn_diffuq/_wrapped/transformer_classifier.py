@@ -310,7 +310,7 @@ class TransformerClassifier(BackboneClassifier):
             "mean is fitted instead. To use the head, give labels that match "
             "`model.config.id2label`, or integers from 0.",
             ReadoutWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
         self.refit_readout(training)
 

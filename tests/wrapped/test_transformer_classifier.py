@@ -200,8 +200,9 @@ def test_a_head_that_does_not_fit_is_replaced_with_a_warning(model, message):
     texts, y = make_texts(200, longest=5)
     model, labels = model(), np.array(["no", "yes"])[y]
     before = state_of(model)
-    with pytest.warns(ReadoutWarning, match=message):
+    with pytest.warns(ReadoutWarning, match=message) as warned:
         clf = text_classifier(model).fit(texts[:150], labels[:150])
+    assert warned[0].filename == __file__  # the line that called fit
     assert_unchanged(model, before)
     assert clf.module_ is model
     assert clf.classes_.tolist() == ["no", "yes"]
