@@ -1,7 +1,9 @@
 """The training loop: the only file that imports skorch."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import skorch
@@ -205,14 +207,20 @@ class _Net(skorch.NeuralNet):
         return self
 
 
-def _cosine(progress, step):
+def _cosine(progress: float, step: float) -> float:
     """Learning-rate factor: linear rise over the first part, half a cosine down to 0 after it."""
     if progress < _WARMUP:
         return min(1.0, (progress + step) / _WARMUP)
     return 0.5 * (1 + math.cos(math.pi * (progress - _WARMUP) / (1 - _WARMUP)))
 
 
-def train_module(module, batch_loss, epoch_batches, options, validate=None):
+def train_module(
+    module: torch.nn.Module,
+    batch_loss: Callable[[np.ndarray, int, torch.Generator], dict[str, torch.Tensor]],
+    epoch_batches: Callable[[int, np.random.Generator], list[np.ndarray]],
+    options: LoopOptions,
+    validate: Callable[[int], float] | None = None,
+) -> list[dict[str, Any]]:
     """Train a module in place with AdamW and keep its best state.
 
     Two calls with the same arguments give the same bits. The global random state of torch and numpy
