@@ -6,7 +6,8 @@ import torch
 from tiny_backbones import ALL
 
 from sklearn_diffuq._path.distance import describe
-from sklearn_diffuq._path.statistics import collect_statistics
+from sklearn_diffuq._path.mean import BlockwiseMean
+from sklearn_diffuq._path.statistics import collect_statistics, own_states
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
 
 
@@ -76,3 +77,37 @@ def test_a_constant_increment_has_no_negative_variance():
     variance = statistics.token_variance[1]
     assert torch.all(variance >= 0)
     assert torch.all(variance < 1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_own_states_of_the_frozen_mean_are_those_of_the_model(name):
+    backbone, batch = ALL[name]()
+    grids = (0, backbone.n_blocks), (0, 2, backbone.n_blocks)
+    with backbone.frozen():
+        steps = [step for grid in grids for step in steps_of(grid)]
+        expected = collect_statistics(backbone, _halves(batch), steps, with_moments=False).states
+        found = own_states(BlockwiseMean(backbone), backbone, iter(_halves(batch)), grids)
+    assert set(found) == set(expected) == {0, 2, backbone.n_blocks}
+    for block, states in found.items():
+        assert torch.equal(states, expected[block])
+
+
+def test_where_grids_meet_the_states_of_the_first_count():
+    backbone, batch = ALL["vit"]()
+
+    class Jump:
+        """A mean that adds one in each step, however long."""
+
+        def __call__(self, h, interval, context):
+            return h + torch.arange(16)
+
+    with backbone.frozen():
+        h, _ = backbone.embed(batch)
+        found = own_states(Jump(), backbone, [batch], [(0, 2, 4), (0, 1, 2, 3, 4)])
+    jumps = {0: 0, 1: 1, 2: 1, 3: 3, 4: 2}
+    assert set(found) == set(jumps)
+    for block, n in jumps.items():
+        expected = h
+        for _ in range(n):
+            expected = expected + torch.arange(16)
+        assert torch.equal(found[block], describe(expected))
