@@ -1,6 +1,7 @@
 """The Gaussian-process reading of frozen attention against dense float64 answers."""
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
@@ -90,9 +91,7 @@ def test_an_attention_variance_is_built_again_from_json_and_tensors(name):
     process = covariance.distances[0].process
     state = process.to_state()
     again = AttentionVariance.from_state(
-        State(
-            json.loads(json.dumps(state.config)), {k: v.clone() for k, v in state.tensors.items()}
-        )
+        State(json.loads(json.dumps(state.config)), deepcopy(state.tensors))
     )
     with backbone.frozen(), torch.no_grad():
         h, context = backbone.embed(batch)

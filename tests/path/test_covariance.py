@@ -1,6 +1,7 @@
 """The covariance of the path against dense float64 answers."""
 
 import json
+from copy import deepcopy
 
 import pytest
 import torch
@@ -94,9 +95,7 @@ def test_a_covariance_is_built_again_from_json_and_tensors(index):
     state = covariance.to_state()
     kinds = {kind.kind: kind.from_state for kind in (GaussianProcessVariance, AttentionVariance)}
     again = StateCovariance.from_state(
-        State(
-            json.loads(json.dumps(state.config)), {k: v.clone() for k, v in state.tensors.items()}
-        ),
+        State(json.loads(json.dumps(state.config)), deepcopy(state.tensors)),
         kinds[state.config["process"]],
     )
     assert again.intervals == covariance.intervals
