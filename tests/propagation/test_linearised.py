@@ -5,6 +5,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from known_laws import linearised
 from scipy.integrate import quad
 from scipy.special import expit
 from scipy.stats import norm
@@ -29,22 +30,11 @@ from sklearn_diffuq._propagation.noise import PathNoise
 from sklearn_diffuq._propagation.propagate import propagate
 
 
-def _linearised(margin, variance):
-    """Return two-class rows whose margin has the given variance under unit shared noise."""
-    n = len(margin)
-    logits = torch.stack([torch.zeros(n), margin], 1).double()
-    top = torch.arange(2).expand(n, 2)
-    shared = torch.zeros(n, 1, 2, 2, dtype=torch.float64)
-    shared[:, 0, 1, 1] = variance
-    zeros = torch.zeros(n, 1, dtype=torch.float64)
-    return LinearisedPath(logits, top, shared, torch.zeros_like(shared), zeros, zeros[:, 0])
-
-
 def test_moments_equal_one_dimensional_quadrature():
     margin = torch.tensor([-2.0, 0.3, 4.0])
     variance = torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64)
     draws = moment_draws(2, 0)
-    logits = _linearised(margin, variance).sample(0.8, 0.0, 0.0, draws)
+    logits = linearised(margin, variance).sample(0.8, 0.0, 0.0, draws)
     found = torch.softmax(logits, -1).mean(0)[:, 1]
     expected = [
         quad(lambda z, m=m, v=v: expit(m + 0.8 * np.sqrt(v) * z) * norm.pdf(z), -9, 9)[0]
@@ -55,7 +45,7 @@ def test_moments_equal_one_dimensional_quadrature():
 
 def test_near_ties_of_two_classes_do_not_flip():
     margin = torch.tensor([-1e-6, 1e-6]).repeat(20)
-    logits = _linearised(margin, 9.0).sample(1.0, 0.0, 0.0, moment_draws(2, 0))
+    logits = linearised(margin, 9.0).sample(1.0, 0.0, 0.0, moment_draws(2, 0))
     found = torch.softmax(logits, -1).mean(0).argmax(1)
     np.testing.assert_array_equal(found, margin > 0)
 

@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import replace
 
 import torch
+from known_laws import linearised
 
 from sklearn_diffuq._path.covariance import NoiseScales
 from sklearn_diffuq._propagation.linearised import LinearisedPath, moment_draws
@@ -12,22 +13,11 @@ from sklearn_diffuq._propagation.margin_table import MomentTable
 from sklearn_diffuq._state import State
 
 
-def _linearised(margin, variance):
-    """Return two-class rows whose margin has the given variance under unit shared noise."""
-    n = len(margin)
-    logits = torch.stack([torch.zeros(n), margin], 1).double()
-    top = torch.arange(2).expand(n, 2)
-    shared = torch.zeros(n, 1, 2, 2, dtype=torch.float64)
-    shared[:, 0, 1, 1] = variance
-    zeros = torch.zeros(n, 1, dtype=torch.float64)
-    return LinearisedPath(logits, top, shared, torch.zeros_like(shared), zeros, zeros[:, 0])
-
-
 def test_the_table_returns_what_depends_on_the_margins_alone():
     margin = torch.linspace(-6, 6, 400).double()
     variance = 4 * torch.exp(-margin.abs())
     scales = NoiseScales(0.5, 0.0, 0.0)
-    table = MomentTable.of(_linearised(margin, variance), scales)
+    table = MomentTable.of(linearised(margin, variance), scales)
     new = torch.tensor([-3.01, 0.02, 4.4]).double()
     logits = torch.stack([torch.zeros(3).double(), new], 1)
     growth = torch.tensor([1.0, 2.0, 1.0])
@@ -39,7 +29,7 @@ def test_the_table_returns_what_depends_on_the_margins_alone():
 
 def test_the_table_holds_covariances_without_the_growth_of_its_own_rows():
     margin = torch.linspace(-6, 6, 400).double()
-    ordinary = _linearised(margin, 4 * torch.exp(-margin.abs()))
+    ordinary = linearised(margin, 4 * torch.exp(-margin.abs()))
     distance = torch.linspace(-2, 2, 400).double()
     far = replace(ordinary, start=distance[:, None], distance=distance)
     scales = NoiseScales(0.5, 0.0, 0.3)
@@ -64,7 +54,7 @@ def test_the_table_does_not_mind_the_names_of_the_classes():
 
 def test_a_table_is_built_again_from_json_and_tensors():
     margin = torch.linspace(-6, 6, 40).double()
-    law = _linearised(margin, 4 * torch.exp(-margin.abs()))
+    law = linearised(margin, 4 * torch.exp(-margin.abs()))
     table = MomentTable.of(law, NoiseScales(0.5, 0.0, 0.3))
     state = table.to_state()
     again = MomentTable.from_state(
@@ -92,7 +82,7 @@ def test_a_row_finds_the_same_in_any_company():
 
 def test_fewer_rows_than_neighbours_are_all_looked_at():
     margin = torch.tensor([-1.0, 0.5, 2.0])
-    table = MomentTable.of(_linearised(margin, torch.ones(3).double()), NoiseScales(1.0))
+    table = MomentTable.of(linearised(margin, torch.ones(3).double()), NoiseScales(1.0))
     drawn = table.sample(torch.tensor([[0.0, 1.0]]), torch.ones(1), moment_draws(2, 0))
     spread = (drawn[:, 0, 1] - drawn[:, 0, 0] - 1).square().mean()
     torch.testing.assert_close(spread, torch.tensor(1.0).double(), atol=0.05, rtol=0)

@@ -1,0 +1,149 @@
+"""Predictions in chunks: texts of many lengths, in any company and order."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_backbones import ALL
+
+from sklearn_diffuq._calibration.calibrated_path import CalibratedPath, familiarity
+from sklearn_diffuq._calibration.calibration import Calibration
+from sklearn_diffuq._inputs.batching import unpadded_batches
+from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs, Ragged
+from sklearn_diffuq._path.covariance import NoiseScales, fit_covariance
+from sklearn_diffuq._path.mean import BlockwiseMean
+from sklearn_diffuq._path.path import GaussianPath
+from sklearn_diffuq._path.statistics import collect_statistics
+from sklearn_diffuq._path.time_grid import steps_of, time_grid
+from sklearn_diffuq._propagation.linearised import linearise_all
+from sklearn_diffuq._propagation.margin_table import MomentTable
+from sklearn_diffuq._propagation.noise import PathNoise
+from sklearn_diffuq._propagation.propagate import propagate
+
+NOISE = NoiseScales(0.3, 0.2, 0.1)
+LENGTHS = [2, 15, 7, 8, 16, 3, 9, 16, 2, 12]  # of three paddings, and two at the maximum
+
+
+@pytest.fixture(scope="module", params=["bert", "gpt2"])
+def texts(request):
+    backbone, _ = ALL[request.param]()
+    rng = np.random.default_rng(0)
+    items = [rng.integers(1, 50, length) for length in LENGTHS]
+    inputs = EncodedInputs({"input_ids": Ragged(items, 0)}, max_length=16)
+    grid = time_grid(3, 3)
+    with backbone.frozen():
+        statistics = collect_statistics(
+            backbone, (batch for _, batch in unpadded_batches(inputs)), steps_of(grid), False
+        )
+        covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+        path = GaussianPath(BlockwiseMean(backbone), covariance, grid)
+        table = MomentTable.of(linearise_all(path, backbone, inputs), NOISE)
+    return backbone, inputs, path, table
+
+
+def _predict(texts, rows, inference, scales=NOISE, variance=True):
+    backbone, inputs, path, table = texts
+    calibrated = CalibratedPath(path, Calibration(scales, 1.3, 0.0, table), inference, 4, 0)
+
+    def reduce(proba):
+        return [proba.swapaxes(0, 1)]
+
+    return calibrated.probabilities(backbone, inputs.take(rows), reduce, variance=variance)
+
+
+@pytest.mark.parametrize("inference", ["sampling", "moments", "mean"])
+def test_a_text_has_the_same_answer_in_any_company(texts, inference):
+    together = _predict(texts, np.arange(10), inference)
+    order = np.random.default_rng(1).permutation(10)
+    for all_rows, shuffled in zip(together, _predict(texts, order, inference), strict=True):
+        np.testing.assert_array_equal(all_rows[order], shuffled)
+    for row in range(10):
+        for all_rows, alone in zip(together, _predict(texts, [row], inference), strict=True):
+            np.testing.assert_array_equal(all_rows[[row]], alone)
+
+
+def test_without_noise_the_wrapped_model_answers(texts):
+    backbone, inputs, _, _ = texts
+    for inference in ("sampling", "moments", "mean"):
+        proba, _ = _predict(texts, np.arange(10), inference, NoiseScales())
+        for row in range(10):
+            with backbone.frozen(), torch.no_grad():
+                logits = backbone.logits(inputs.batch([row]))
+            expected = torch.softmax(logits.double() / 1.3, 1)
+            np.testing.assert_allclose(proba[row], expected, atol=1e-5)
+
+
+def test_padding_changes_no_path(texts):
+    backbone, inputs, path, _ = texts
+    noisy = path.with_scales(NOISE)
+    proba, variance = _predict(texts, np.arange(10), "sampling")
+    with backbone.frozen(), torch.no_grad():
+        for row in range(10):
+            noise = PathNoise.of(path, 4, seed=0)
+            end = propagate(noisy, backbone, inputs.batch([row]), noise)
+            temperature = 1.3 * np.exp(NOISE.distance * float(end.distance[0]))
+            expected = torch.softmax(end.logits[:, 0].double() / temperature, 1)
+            np.testing.assert_allclose(proba[row], expected, atol=1e-4)
+            np.testing.assert_allclose(variance[row], end.variance[0], rtol=1e-3)
+
+
+def test_familiarity_is_minus_the_mean_distance_of_what_steps_arrive_at(texts):
+    backbone, inputs, path, _ = texts
+    scores = familiarity(path, backbone, inputs)
+    with backbone.frozen(), torch.no_grad():
+        for row in range(10):
+            h, context = backbone.embed(inputs.batch([row]))
+            distances = []
+            for block in range(3):
+                h = backbone.block(block, h, context)
+                distances.append(float(path.covariance.distance(h, block + 1, context.mask)))
+            assert scores[row] == pytest.approx(-np.mean(distances), abs=1e-3)
+
+
+@pytest.mark.parametrize("inference", ["moments", "mean"])
+def test_probabilities_alone_cost_no_distance_of_the_embedding(texts, inference, monkeypatch):
+    process, calls = texts[2].covariance.distances[0].process, []
+    judge = process.forward
+    monkeypatch.setattr(process, "forward", lambda *args: calls.append(1) or judge(*args))
+    with_variance, _ = _predict(texts, np.arange(10), inference)
+    assert calls
+    calls.clear()
+    (alone,) = _predict(texts, np.arange(10), inference, variance=False)
+    assert not calls
+    np.testing.assert_array_equal(alone, with_variance)
+
+
+def test_probabilities_are_reduced_over_paths_of_sum_one(texts):
+    backbone, inputs, path, table = texts
+    seen = []
+
+    def reduce(proba):
+        seen.append(proba)
+        return [proba.mean(0), proba.std(0).max(1)]
+
+    calibrated = CalibratedPath(path, Calibration(NOISE, 1.3, 0.0, table), "sampling", 6, 0)
+    mean, spread = calibrated.probabilities(backbone, inputs, reduce)
+    assert (mean.shape, spread.shape) == ((10, 2), (10,))
+    assert mean.dtype == spread.dtype == np.float64
+    assert spread.min() > 0
+    for proba in seen:
+        assert len(proba) == 6
+        np.testing.assert_allclose(proba.sum(2), 1, rtol=1e-15)
+    assert path.scales == NoiseScales()  # the path itself has no noise, whatever is predicted
+
+
+@pytest.mark.parametrize("inference", ["sampling", "moments"])
+def test_the_seed_chooses_the_draws(texts, inference):
+    backbone, inputs, path, table = texts
+
+    def predict(seed):
+        calibrated = CalibratedPath(path, Calibration(NOISE, 1.3, 0.0, table), inference, 4, seed)
+        return calibrated.probabilities(backbone, inputs, lambda proba: [proba.mean(0)])[0]
+
+    np.testing.assert_array_equal(predict(3), predict(3))
+    assert not np.array_equal(predict(3), predict(4))
+
+
+def test_the_mean_path_is_followed_by_its_mean_whatever_the_noise(texts):
+    noisy = _predict(texts, np.arange(10), "mean", NOISE, variance=False)
+    plain = _predict(texts, np.arange(10), "mean", NoiseScales(distance=0.1), variance=False)
+    np.testing.assert_array_equal(noisy, plain)
