@@ -83,25 +83,6 @@ def test_mean_path_is_the_noise_free_path():
     torch.testing.assert_close(final, h @ torch.linalg.matrix_power(path.matrix, 3).T)
 
 
-@pytest.mark.parametrize("n_paths", [1, 2, 5, 16])
-def test_noise_is_antithetic_and_does_not_depend_on_length(n_paths):
-    noise = PathNoise(n_paths, 2, 3, 4, seed=1)
-    assert noise.shared.shape == (n_paths, 2, 3)
-    half = (n_paths + 1) // 2
-    assert torch.equal(noise.shared[half:], -noise.shared[: n_paths - half])
-    long, short = noise.tokens(1, 70), PathNoise(n_paths, 2, 3, 4, seed=1).tokens(1, 9)
-    assert torch.equal(long[:, :9], short)
-    assert torch.equal(long[half:], -long[: n_paths - half])
-    assert not torch.equal(noise.tokens(0, 9), short)
-
-
-def test_token_noise_is_standard_normal():
-    x = PathNoise(64, 1, 1, 32, seed=0).tokens(0, 96)[:32].double()
-    assert abs(float(x.mean())) < 0.01
-    assert float(x.std()) == pytest.approx(1, abs=0.01)
-    assert float((x[:, :32] * x[:, 32:64]).mean()) == pytest.approx(0, abs=0.02)
-
-
 def _path(name, scales):
     backbone, batch = ALL[name]()
     grid = time_grid(backbone.n_blocks, backbone.n_blocks)
