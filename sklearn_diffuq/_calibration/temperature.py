@@ -36,7 +36,7 @@ def path_nll(
     """
     log_p = torch.log_softmax(logits.double() / temperature, -1)
     log_p = log_p.gather(-1, y.expand(len(logits), -1)[..., None])[..., 0]
-    loss = np.log(len(logits)) - torch.logsumexp(log_p, 0)
+    loss: Tensor = np.log(len(logits)) - torch.logsumexp(log_p, 0)
     return loss.mean() if weight is None else (loss * weight).sum() / weight.sum()
 
 

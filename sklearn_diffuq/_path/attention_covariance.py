@@ -7,16 +7,19 @@ a covariance of the state, ``sum_heads W_O Cov(V_head) W_O^T``, which grows with
 heads' variances.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sklearn_diffuq._backbones.attention import find_attention
-from sklearn_diffuq._backbones.context import mean_over_tokens
+from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._backbones.context import Batch, mean_over_tokens
 from sklearn_diffuq._path.covariance import StateCovariance, principal_factors
 from sklearn_diffuq._path.distance import GaussianProcessVariance, StateDistance, standardisation
+from sklearn_diffuq._path.time_grid import Interval
 from sklearn_diffuq._state import State
 from sklearn_diffuq.exceptions import BackboneError
 
@@ -93,8 +96,21 @@ class AttentionVariance(nn.Module):
     """
 
     kind: ClassVar[str] = "attention"
+    query_weight: Tensor
+    query_bias: Tensor | None
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    norm_eps: Tensor
 
-    def __init__(self, query_weight, query_bias, norm_weight, norm_bias, norm_eps, heads):
+    def __init__(
+        self,
+        query_weight: Tensor,
+        query_bias: Tensor | None,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        norm_eps: float | Tensor,
+        heads: Sequence[GaussianProcessVariance],
+    ) -> None:
         super().__init__()
         self.register_buffer("query_weight", query_weight)
         self.register_buffer("query_bias", query_bias)
@@ -103,22 +119,23 @@ class AttentionVariance(nn.Module):
         self.register_buffer("norm_eps", torch.as_tensor(norm_eps, dtype=torch.float64))
         self.heads = nn.ModuleList(heads)
 
-    def normalised(self, h):
+    def normalised(self, h: Tensor) -> Tensor:
         """Return what the attention gets for the state `h`."""
         eps = float(self.norm_eps)
         if eps == 0:
             return h
         return nn.functional.layer_norm(h, h.shape[-1:], self.norm_weight, self.norm_bias, eps)
 
-    def forward(self, h, mask=None):
+    def forward(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return rho of the states `h` (n, t, d), shape (n,), float64."""
         q = nn.functional.linear(self.normalised(h), self.query_weight, self.query_bias)
         n, t = h.shape[:2]
-        q = q.unflatten(2, (len(self.heads), -1))
+        heads = cast(Sequence[GaussianProcessVariance], self.heads)
+        q = q.unflatten(2, (len(heads), -1))
         rho = torch.stack(
-            [p.rho(q[:, :, i].flatten(0, 1)).reshape(n, t) for i, p in enumerate(self.heads)]
-        ).mean(0)
-        return mean_over_tokens(rho, mask)
+            [p.rho(q[:, :, i].flatten(0, 1)).reshape(n, t) for i, p in enumerate(heads)]
+        )
+        return mean_over_tokens(rho.mean(0), mask)
 
     def to_state(self) -> State:
         """Return the query, the norm before it, and the process of each head."""
@@ -127,23 +144,31 @@ class AttentionVariance(nn.Module):
     @classmethod
     def from_state(cls, state: State) -> "AttentionVariance":
         """Build the variance that `to_state` described."""
-        heads = state.part("heads")
+        heads, tensors = state.part("heads"), state.tensors
         n_heads = len({name.split(".")[0] for name in heads.tensors})
-        names = ("query_weight", "query_bias", "norm_weight", "norm_bias", "norm_eps")
-        processes = [GaussianProcessVariance.from_state(heads.part(str(i))) for i in range(n_heads)]
-        return cls(*(state.tensors.get(name) for name in names), processes)
+        return cls(
+            tensors["query_weight"],
+            tensors.get("query_bias"),
+            tensors.get("norm_weight"),
+            tensors.get("norm_bias"),
+            tensors["norm_eps"],
+            [GaussianProcessVariance.from_state(heads.part(str(i))) for i in range(n_heads)],
+        )
 
 
 class _BlockAttention:
     """Sums over training batches for one block: keys, and covariances of the values."""
 
-    def __init__(self, block):
+    def __init__(self, block: nn.Module) -> None:
         self.reading = AttentionReading(block)
         self.layers = self.reading.layers
-        self.keys, self.pooled, self.tokens = [], [], []
-        self.norm, self.known = None, False
+        self.keys: list[Tensor] = []
+        self.pooled: list[Tensor] = []
+        self.tokens: list[Tensor] = []
+        self.norm: nn.LayerNorm | None = None
+        self.known = False
 
-    def observe(self, run, h, mask):
+    def observe(self, run: Callable[[], object], h: Tensor, mask: Tensor | None) -> None:
         if not self.known:
             self.norm, self.known = self.reading.norm_before(run, h), True
         x = h if self.norm is None else self.norm(h)
@@ -153,21 +178,22 @@ class _BlockAttention:
         self.pooled.append(mean_over_tokens(value, mask))
         self.tokens.append(value[real])
 
-    def covariances(self):
+    def covariances(self) -> tuple[Tensor, Tensor]:
         """Return the covariance of the pooled values and of the tokens' through the output."""
         out, n_heads = self.layers.output.weight.detach().double(), self.layers.n_heads
-        found = []
-        for parts in (self.pooled, self.tokens):
+
+        def through_output(parts: list[Tensor]) -> Tensor:
             values = torch.cat(parts).double()
             values = (values - values.mean(0)).unflatten(1, (n_heads, -1))
-            total = 0.0
+            total = torch.zeros(len(out), len(out)).to(out)
             for head, matrix in enumerate(out.unflatten(1, (n_heads, -1)).unbind(1)):
                 pushed = values[:, head] @ matrix.T
                 total = total + pushed.T @ pushed / len(pushed)
-            found.append(total)
-        return found
+            return total
 
-    def variance(self, generator):
+        return through_output(self.pooled), through_output(self.tokens)
+
+    def variance(self, generator: torch.Generator) -> AttentionVariance:
         """Return the `AttentionVariance` of the block."""
         keys = torch.cat(self.keys)
         order = torch.randperm(len(keys), generator=generator)[:N_INDUCING_KEYS]
@@ -185,13 +211,19 @@ class _BlockAttention:
 
 
 @torch.no_grad()
-def attention_covariance(backbone, batches, intervals, noise_rank, generator):
+def attention_covariance(
+    backbone: Backbone,
+    batches: Sequence[Batch],
+    intervals: Sequence[Interval],
+    noise_rank: int,
+    generator: torch.Generator,
+) -> StateCovariance:
     """Build the `StateCovariance` that re-reads the frozen attention (eq. 1.10).
 
     Parameters
     ----------
     backbone : Backbone
-    batches : list of dict of Tensor
+    batches : sequence of dict of Tensor
         Training rows; the first half gives keys and values, the second tells what is ordinary.
     intervals : sequence of (int, int)
         The steps.
@@ -220,7 +252,7 @@ def attention_covariance(backbone, batches, intervals, noise_rank, generator):
             part.observe(run, states[k], context.mask)
     device = parts[0].keys[0].device
     processes = {k: parts[k].variance(generator).to(device) for k in starts}
-    seen = {k: [] for k in starts}
+    seen: dict[int, list[Tensor]] = {k: [] for k in starts}
     for batch in batches[half:] or batches:
         h, context = backbone.embed(batch)
         states = backbone.states(h, context)

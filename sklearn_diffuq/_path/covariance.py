@@ -8,6 +8,7 @@ and ``delta`` are in units of what a step changes.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -94,8 +95,7 @@ class StateCovariance(nn.Module):
 
     def with_token_variances(self, token_variances: Tensor) -> "StateCovariance":
         """Return this covariance with other channel variances; the rest is shared."""
-        distances = dict(zip(self.blocks, self.distances, strict=True))
-        return StateCovariance(self.intervals, self.factors, token_variances, distances)
+        return StateCovariance(self.intervals, self.factors, token_variances, self._by_block())
 
     def factor(self, interval: Interval) -> Tensor:
         """Return the directions of a step, (d, r)."""
@@ -107,18 +107,23 @@ class StateCovariance(nn.Module):
 
     def distance(self, h: Tensor, block: int, mask: Tensor | None = None) -> Tensor:
         """Return ``z(rho)`` (n,) of the states `h` (n, t, d) before `block`, one of `blocks`."""
-        distance: Tensor = self.distances[self.blocks.index(block)](h, mask)
+        distance: Tensor = self._by_block()[block](h, mask)
         return distance
+
+    def _by_block(self) -> dict[int, StateDistance]:
+        distances = cast(Sequence[StateDistance], self.distances)
+        return dict(zip(self.blocks, distances, strict=True))
 
     def to_state(self) -> State:
         """Return the steps, the covariance of each, and the distances."""
-        parts = {str(i): d.process.to_state() for i, d in enumerate(self.distances)}
+        distances = list(self._by_block().values())
+        parts = {str(i): d.process.to_state() for i, d in enumerate(distances)}
         tensors = {"factors": self.factors, "token_variances": self.token_variances}
-        tensors |= {f"ordinary.{i}": d.ordinary for i, d in enumerate(self.distances)}
+        tensors |= {f"ordinary.{i}": d.ordinary for i, d in enumerate(distances)}
         config = {
             "intervals": [list(interval) for interval in self.intervals],
             "blocks": list(self.blocks),
-            "process": self.distances[0].process.kind,
+            "process": distances[0].process.kind,
         }
         return State(config, tensors).with_parts(processes=State({}).with_parts(**parts))
 
@@ -151,7 +156,8 @@ def principal_factors(second_moments: Tensor, rank: int) -> Tensor:
     values, vectors = torch.linalg.eigh(second_moments.double())
     kept = slice(values.shape[1] - min(rank, values.shape[1]), None)
     values, vectors = values[:, kept].clamp_min(0), vectors[:, :, kept]
-    return (vectors * values.sqrt()[:, None]).float()
+    factors: Tensor = (vectors * values.sqrt()[:, None]).float()
+    return factors
 
 
 def fit_covariance(

@@ -124,6 +124,7 @@ class StateDistance(nn.Module):
         `standardisation`.
     """
 
+    process: StateProcess
     ordinary: Tensor
 
     def __init__(self, process: StateProcess, ordinary: Tensor) -> None:
