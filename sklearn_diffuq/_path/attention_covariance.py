@@ -14,7 +14,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from sklearn_diffuq._backbones.attention import find_attention
+from sklearn_diffuq._backbones.attention import AttentionLayers, find_attention
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.context import Batch, mean_over_tokens
 from sklearn_diffuq._path.covariance import StateCovariance, principal_factors
@@ -26,56 +26,52 @@ from sklearn_diffuq.exceptions import BackboneError
 N_INDUCING_KEYS = 128  # of each head
 
 
-class AttentionReading:
-    """The attention of one block: what makes queries, keys and values, and what mixes the heads.
-
-    Parameters
-    ----------
-    block : nn.Module
-
-    Raises
-    ------
-    BackboneError
-        If the block has no attention of a known form.
-    """
-
-    def __init__(self, block):
-        self.block, self.layers = block, find_attention(block)
-        if self.layers is None:
-            raise BackboneError(
-                f"covariance='attention' cannot read the attention of a {type(block).__name__}: it "
-                "needs linear layers for queries, keys and values of equal width and one for the "
-                "output, as in BERT and ViT. Use covariance='gp' or 'constant'."
-            )
-
-    def norm_before(self, run, h):
-        """Return the norm between the state `h` and the attention, None if there is none.
-
-        `run()` applies the block to `h`.
-        """
-        seen = {}
-        modules = [m for m in self.block.modules() if isinstance(m, nn.LayerNorm)]
-        reader = self.layers.projections[0]
-        handles = [reader.register_forward_pre_hook(lambda m, args: seen.update({m: args[0]}))]
-        handles += [
-            m.register_forward_hook(lambda m, args, output: seen.update({m: output}))
-            for m in modules
-        ]
-        try:
-            run()
-        finally:
-            for handle in handles:
-                handle.remove()
-        x = seen[reader]
-        if x.shape == h.shape and torch.equal(x, h):
-            return None
-        for norm in modules:
-            if norm in seen and seen[norm].shape == x.shape and torch.equal(seen[norm], x):
-                return norm
+def read_attention(block: nn.Module) -> AttentionLayers:
+    """Return the layers of a block's attention, or raise BackboneError."""
+    layers = find_attention(block)
+    if layers is None:
         raise BackboneError(
-            f"covariance='attention' cannot tell what a {type(self.block).__name__} does before "
-            "its attention: neither nothing nor a LayerNorm. Use covariance='gp' or 'constant'."
+            f"covariance='attention' cannot read the attention of a {type(block).__name__}: it "
+            "needs linear layers for queries, keys and values of equal width and one for the "
+            "output, as in BERT and ViT. Use covariance='gp' or 'constant'."
         )
+    return layers
+
+
+def norm_before(
+    block: nn.Module, layers: AttentionLayers, run: Callable[[], object], h: Tensor
+) -> nn.LayerNorm | None:
+    """Return the norm between the state `h` and the attention, None if there is none.
+
+    `run()` applies the block to `h`.
+    """
+    seen: dict[nn.Module, Tensor] = {}
+
+    def record_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen[module] = args[0]
+
+    def record_output(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen[module] = output
+
+    norms = [m for m in block.modules() if isinstance(m, nn.LayerNorm)]
+    reader = layers.projections[0]
+    handles = [reader.register_forward_pre_hook(record_input)]
+    handles += [norm.register_forward_hook(record_output) for norm in norms]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    x = seen[reader]
+    if x.shape == h.shape and torch.equal(x, h):
+        return None
+    for norm in norms:
+        if norm in seen and seen[norm].shape == x.shape and torch.equal(seen[norm], x):
+            return norm
+    raise BackboneError(
+        f"covariance='attention' cannot read what a {type(block).__name__} does before its "
+        "attention: neither nothing nor a LayerNorm. Use covariance='gp' or 'constant'."
+    )
 
 
 class AttentionVariance(nn.Module):
@@ -160,8 +156,7 @@ class _BlockAttention:
     """Sums over training batches for one block: keys, and covariances of the values."""
 
     def __init__(self, block: nn.Module) -> None:
-        self.reading = AttentionReading(block)
-        self.layers = self.reading.layers
+        self.block, self.layers = block, read_attention(block)
         self.keys: list[Tensor] = []
         self.pooled: list[Tensor] = []
         self.tokens: list[Tensor] = []
@@ -170,7 +165,7 @@ class _BlockAttention:
 
     def observe(self, run: Callable[[], object], h: Tensor, mask: Tensor | None) -> None:
         if not self.known:
-            self.norm, self.known = self.reading.norm_before(run, h), True
+            self.norm, self.known = norm_before(self.block, self.layers, run, h), True
         x = h if self.norm is None else self.norm(h)
         _, key, value = (nn.functional.linear(x, w, b) for w, b in self.layers.matrices())
         real = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device) if mask is None else mask
