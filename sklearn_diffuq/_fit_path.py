@@ -100,12 +100,10 @@ def fit_path(
     references = {grid: replace(frozen, law=None) for grid in grids.values()} | {first: frozen}
     history: list[dict[str, Any]] = []
     if unified:
+        assert statistics.moments is not None
         can_be_exact = len(grids) == 1 and len(intervals) == backbone.n_blocks
-        rank = options.rank
-        if auto:
-            moments, n_shared = statistics.moments, options.n_shared_blocks
-            rank = choose_rank(backbone, moments, held_out, n_shared, frozen, seed)
-        transition = _start(statistics.moments, path, rank, options)
+        rank = _rank(backbone, statistics.moments, held_out, frozen, options)
+        transition = _start(backbone, statistics.moments, covariance, rank, options)
         references = {first: replace(frozen, law=None)}
         if rank is not None or not can_be_exact:
             objective = PathObjective(
@@ -121,7 +119,7 @@ def fit_path(
             history = train_transition(objective, held_out)
             trained = {g: calibrator.run_mean(transition, g) for g in grids.values()}
             if auto and can_be_exact and trained[first].nll > frozen.nll + NLL_MARGIN:
-                transition = _start(statistics.moments, path, None, options)
+                transition = _start(backbone, statistics.moments, covariance, None, options)
             else:
                 references = trained
                 _warn_of_lost_accuracy(transition.rank, trained, frozen, held_out.y)
@@ -152,11 +150,28 @@ def _frozen_covariance(
     return covariance.to(backbone.device)
 
 
+def _rank(
+    backbone: Backbone,
+    moments: InputMoments,
+    held_out: LabelledInputs,
+    frozen: Reference,
+    options: PathOptions,
+) -> int | None:
+    """Return the rank asked for; "auto" chooses one."""
+    if not isinstance(options.rank, str):
+        return options.rank
+    n_shared_blocks, seed = options.n_shared_blocks, options.seed
+    return choose_rank(backbone, moments, held_out, n_shared_blocks, frozen, seed)
+
+
 def _start(
-    moments: InputMoments, frozen: GaussianPath, rank: int | None, options: PathOptions
+    backbone: Backbone,
+    moments: InputMoments,
+    covariance: StateCovariance,
+    rank: int | None,
+    options: PathOptions,
 ) -> UnifiedTransition:
     """Return the unified transition at its start, with a share of the frozen path's variance."""
-    backbone, covariance = frozen.mean.backbone, frozen.covariance
     transition = unified_transition(
         backbone, covariance.intervals, rank, moments, options.n_shared_blocks
     )

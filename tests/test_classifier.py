@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,15 +19,21 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from skorch.callbacks import Callback, EpochTimer
 from timm.models import VisionTransformer
+from tiny_models import make_bert, make_texts, make_tokenizer
 
 from sklearn_diffuq import (
     DiffusionCalibratedClassifier,
     FTTransformerClassifier,
-    _calibration,
+    TransformerClassifier,
+    _fit_path,
     diffusion_step_curve,
 )
-from sklearn_diffuq._calibration.noise_scales import Calibration
+from sklearn_diffuq._calibration import calibrate
+from sklearn_diffuq._calibration.calibration import Calibration
+from sklearn_diffuq._fitted_path import FittedPath
+from sklearn_diffuq._inputs.table_encoder import TableEncoder
 from sklearn_diffuq._path.covariance import NoiseScales
 from sklearn_diffuq._propagation.margin_table import MomentTable
 from sklearn_diffuq.exceptions import BackboneError, CalibrationWarning, ReadoutWarning
@@ -75,7 +82,194 @@ def _set_noise(clf, scales):
         margins = -torch.rand(30, k - 1, generator=generator).double().sort(1).values
         table = MomentTable(margins, 0.3 * torch.eye(k).double().expand(30, k, k))
     calibration = Calibration(scales, 1.0, 0.0, table)
-    clf._calibrations = {n: dict.fromkeys(c, calibration) for n, c in clf._calibrations.items()}
+    same = {n: dict.fromkeys(c, calibration) for n, c in clf._fitted.calibrations.items()}
+    clf._fitted = replace(clf._fitted, calibrations=same)
+
+
+# What it holds ------------------------------------------------------------------------------
+
+
+def test_what_was_fitted_is_one_object(wrapped, table):
+    clf = _fit(wrapped, table, transition="blockwise", n_steps=(3, 1))
+    private = [name for name in vars(clf) if name.startswith("_")]
+    assert private == ["_fitted"]
+    assert isinstance(clf._fitted, FittedPath)
+    assert clf.fitted_steps_ == (3, 1)
+    assert clf.transition_ is clf._fitted.path.mean
+    assert clf.covariance_ is clf._fitted.path.covariance
+    assert clf.history_ is clf._fitted.history
+    assert clf.set_params(n_steps=1).calibration_ is clf._fitted.calibrations[1]
+    assert clf.n_parameters_ == clf._fitted.n_parameters(1)
+
+
+@pytest.mark.parametrize("transition", ["unified", "blockwise"])
+def test_a_pickle_predicts_the_same_bits_for_every_number_of_steps(wrapped, table, transition):
+    X = table[2]
+    clf = _fit(wrapped, table, transition=transition, rank=2, n_steps=(3, 1))
+    _set_noise(clf, NoiseScales(0.5, 0.2, 0.3))
+    again = pickle.loads(pickle.dumps(clf))
+    assert again.fitted_steps_ == (3, 1)
+    for n_steps in (3, 1):
+        for inference in ("sampling", "moments", "mean"):
+            for each in (clf, again):
+                each.set_params(n_steps=n_steps, inference=inference)
+            assert np.array_equal(again.predict_proba(X), clf.predict_proba(X))
+            assert again.n_parameters_ == clf.n_parameters_
+        assert np.array_equal(again.score_samples(X), clf.score_samples(X))
+
+
+# What `fit` does once -----------------------------------------------------------------------
+
+
+def _encoded_tables(monkeypatch):
+    """Return the list of the tables that are encoded from now on."""
+    encoded = []
+    for name in ("fit_transform", "transform"):
+        original = getattr(TableEncoder, name)
+
+        def counted(self, owner, X, *args, _original=original):
+            encoded.append(X)
+            return _original(self, owner, X, *args)
+
+        monkeypatch.setattr(TableEncoder, name, counted)
+    return encoded
+
+
+@pytest.mark.parametrize("kind", ["none", "unfitted", "frozen"])
+@pytest.mark.parametrize("held_out", ["given", "split"])
+def test_rows_of_a_table_are_encoded_once(wrapped, table, monkeypatch, kind, held_out):
+    X, y, _, _ = table
+    unfitted = FTTransformerClassifier(max_epochs=1, n_blocks=2, width=8)
+    given = {"none": None, "unfitted": unfitted, "frozen": FrozenEstimator(wrapped)}[kind]
+    if kind == "none":
+        monkeypatch.setattr(FTTransformerClassifier, "_train", lambda *args: [])
+    clf = DiffusionCalibratedClassifier(given, transition="blockwise", random_state=0)
+    encoded = _encoded_tables(monkeypatch)
+    if held_out == "given":
+        clf.fit(X[:240], y[:240], X_calibration=X[240:], y_calibration=y[240:])
+    else:
+        clf.fit(X, y)
+    assert len(encoded) == 2  # the training rows and the held-out rows
+    rows = np.concatenate(encoded)
+    np.testing.assert_array_equal(rows[np.lexsort(rows.T)], X[np.lexsort(X.T)])
+
+
+@pytest.mark.parametrize("kind", ["module", "unfitted", "frozen"])
+def test_texts_are_tokenised_once(kind):
+    texts, y = make_texts(80)
+    texts = [f"{text} {i}" for i, text in enumerate(texts)]
+    model, tokenizer = make_bert(), _CountingTokenizer(make_tokenizer())
+    unfitted = TransformerClassifier(model, preprocessor=tokenizer, device="cpu")
+    given = model if kind == "module" else unfitted
+    if kind == "frozen":
+        given = FrozenEstimator(unfitted.fit(texts, y))
+    clf = DiffusionCalibratedClassifier(
+        given,
+        preprocessor=tokenizer if kind == "module" else None,
+        transition="blockwise",
+        device="cpu",
+        random_state=0,
+    )
+    tokenizer.read.clear()
+    clf.fit(texts, y)
+    assert sorted(tokenizer.read) == sorted(texts)
+
+
+class _CountingTokenizer:
+    """A tokenizer that writes down what it has read."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.read = tokenizer, []
+
+    def __getattr__(self, name):
+        if name.startswith("__") or name == "tokenizer":
+            raise AttributeError(name)
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, texts, *args, **kwargs):
+        self.read.extend([texts] if isinstance(texts, str) else texts)
+        return self.tokenizer(texts, *args, **kwargs)
+
+    def __sklearn_clone__(self):
+        return self
+
+
+def test_a_pass_that_fits_nothing_tokenises_once_too(table):
+    texts, y = make_texts(80)
+    tokenizer = _CountingTokenizer(make_tokenizer())
+    clf = TransformerClassifier(make_bert(), preprocessor=tokenizer, device="cpu").fit(texts, y)
+    assert len(tokenizer.read) == 80
+    clf.predict_proba(texts)
+    assert len(tokenizer.read) == 160
+
+
+# The options of training ---------------------------------------------------------------------
+
+
+def test_every_option_reaches_the_training(wrapped, table, monkeypatch):
+    seen = []
+
+    def spy(objective, held_out):
+        seen.append(objective.options)
+        return []
+
+    monkeypatch.setattr(_fit_path, "train_transition", spy)
+    callbacks = [EpochTimer()]
+    options = {
+        "path_weight": 0.11,
+        "distillation_weight": 0.22,
+        "label_weight": 0.33,
+        "batch_size": 17,
+        "precision": "bfloat16",
+    }
+    loop = {"max_epochs": 7, "lr": 0.0123, "callbacks": callbacks, "compile": True, "verbose": 2}
+    _fit(wrapped, table, rank=2, **options, **loop)
+    (found,) = seen
+    assert {name: getattr(found, name) for name in options} == options
+    assert {name: getattr(found.loop, name) for name in loop} == loop
+    assert found.loop.callbacks is callbacks
+    assert (found.loop.average, found.loop.patience, found.loop.weight_decay) == (0.99, None, 0.0)
+    assert found.mixed_precision
+
+
+class _Watch(Callback):
+    """A skorch callback that writes down what the loop does, and can stop it."""
+
+    def __init__(self, stop_after=None):
+        self.stop_after = stop_after
+
+    def on_train_begin(self, net, **kwargs):
+        self.lrs, self.sizes, self.n_epochs = [], [], 0
+
+    def on_batch_end(self, net, batch=None, training=True, **kwargs):
+        self.sizes.append(len(batch))
+        self.lrs.append(net.optimizer_.param_groups[0]["lr"])
+
+    def on_epoch_end(self, net, **kwargs):
+        self.n_epochs += 1
+        if self.n_epochs == self.stop_after:
+            raise KeyboardInterrupt
+
+
+def test_rate_batches_epochs_and_callbacks_are_those_asked_for(wrapped, table):
+    watch = _Watch()
+    clf = _fit(wrapped, table, rank=2, max_epochs=3, lr=0.0045, batch_size=50, callbacks=[watch])
+    assert watch.n_epochs == len(clf.history_) == 3
+    assert max(watch.sizes) == 50
+    assert sum(watch.sizes) == 3 * 200
+    assert 0.004 < max(watch.lrs) <= 0.0045
+    watch = _Watch(stop_after=2)
+    assert len(_fit(wrapped, table, rank=2, max_epochs=5, callbacks=[watch]).history_) == 2
+
+
+def test_compiling_is_asked_for_and_undone(wrapped, table, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compiled.append(self))
+    clf = _fit(wrapped, table, rank=2, max_epochs=1)
+    assert compiled == []
+    clf = _fit(wrapped, table, rank=2, max_epochs=1, compile=True)
+    assert compiled == [clf.transition_]
+    assert clf.transition_._compiled_call_impl is None
 
 
 # What the path promises ---------------------------------------------------------------------
@@ -125,7 +319,7 @@ def test_one_seed_gives_one_answer(wrapped, table):
 @pytest.mark.parametrize("then", [{"inference": "mean"}, {"inference": "sampling", "n_samples": 4}])
 def test_inference_can_be_set_after_fit(wrapped, table, then, monkeypatch):
     noisy = Calibration(NoiseScales(0.5, 0.2, 0.1), 1.0, 0.0)
-    monkeypatch.setattr(_calibration, "fit_noise", lambda *args, **kwargs: noisy)
+    monkeypatch.setattr(calibrate, "fit_noise", lambda *args, **kwargs: noisy)
     clf = _fit(wrapped, table, transition="blockwise").set_params(**then)
     fitted_for_it = _fit(wrapped, table, transition="blockwise", **then)
     assert clf.calibration_["moments"] is noisy
@@ -188,6 +382,47 @@ def test_uncertainty_is_that_of_the_single_paths(noisy, table):
 
 def test_more_samples_can_be_asked_for(noisy, table):
     assert noisy.sample_proba(table[2][:3], n_samples=32).shape == (32, 3, 3)
+
+
+def test_paths_of_another_seed(noisy, table):
+    X = table[2][:20]
+    expected = noisy.sample_proba(X)
+    assert np.array_equal(noisy.sample_proba(X, random_state=None), expected)
+    one, again = (noisy.sample_proba(X, random_state=1) for _ in range(2))
+    assert np.array_equal(one, again)
+    assert one.shape == expected.shape
+    assert not np.array_equal(one, expected)
+    state = np.random.RandomState(1)
+    assert np.array_equal(noisy.sample_proba(X, random_state=state), one)
+    assert not np.array_equal(noisy.sample_proba(X, random_state=state), one)  # it goes on
+    assert np.array_equal(noisy.sample_proba(X), expected)
+
+
+@pytest.mark.parametrize("n_samples", [0, -3])
+def test_less_than_one_path_is_refused(noisy, table, n_samples):
+    with pytest.raises(ValueError, match=f"n_samples must be at least 1, got {n_samples}"):
+        noisy.sample_proba(table[2], n_samples)
+
+
+def test_without_noise_all_paths_are_the_same(wrapped, table):
+    clf = _fit(wrapped, table, transition="blockwise")
+    _set_noise(clf, NoiseScales())
+    paths = clf.sample_proba(table[2], 3)
+    assert paths.shape == (3, len(table[2]), 3)
+    assert (paths == paths[0]).all()
+
+
+@pytest.mark.parametrize("inference", ["bogus", None, "Mean"])
+def test_nonsense_set_after_fit_is_refused(wrapped, table, inference):
+    clf = _fit(wrapped, table, transition="blockwise").set_params(inference=inference)
+    for ask in (
+        lambda: clf.predict_proba(table[2]),
+        lambda: clf.predict_uncertainty(table[2]),
+        lambda: clf.temperature_,
+        lambda: clf.noise_scale_,
+    ):
+        with pytest.raises(ValueError, match=r"inference must be one of .*'moments'.*got"):
+            ask()
 
 
 def test_scores_fall_away_from_the_training_data(noisy, table):
@@ -291,7 +526,7 @@ def test_metadata_routing_passes_weights(table):
 # Readouts --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("readout", ["auto", "frozen", "finetune", "refit"])
+@pytest.mark.parametrize("readout", ["auto", "frozen", "refit"])
 def test_readouts_leave_the_wrapped_model_alone(wrapped, table, readout):
     before = copy.deepcopy(wrapped.module_.state_dict())
     expected = wrapped.predict_proba(table[2])
@@ -332,14 +567,6 @@ def test_a_fit_on_an_array_forgets_the_column_names_of_an_earlier_one(wrapped, t
     assert list(clf.feature_names_in_) == list("abcdefgh")
     assert not hasattr(clf.fit(X, y), "feature_names_in_")
     assert clf.n_features_in_ == 8
-
-
-def test_finetuning_trains_the_readout_only_beside_the_transition(wrapped, table):
-    clf = _fit(wrapped, table, rank=2, inference="mean", readout="finetune")
-    before = wrapped.module_.state_dict()
-    changed = {k for k, v in clf.wrapped_.module_.state_dict().items() if (v != before[k]).any()}
-    assert changed
-    assert all(k.startswith(("norm", "head")) for k in changed), changed
 
 
 def test_a_frozen_readout_has_to_fit(images):
@@ -447,21 +674,16 @@ def test_numbers_of_steps_that_make_no_sense_are_refused(wrapped, table, n_steps
         _fit(wrapped, table, n_steps=n_steps)
 
 
-def test_blockwise_paths_have_no_residual(wrapped, table):
-    with pytest.raises(ValueError, match="covariance='residual'.*'constant'"):
-        _fit(wrapped, table, transition="blockwise", covariance="residual")
-
-
 def test_memory_trains_the_wrapped_estimator_once(table, tmp_path, monkeypatch):
     X, y, _, _ = table
     fits = []
-    fit = FTTransformerClassifier.fit
+    fit = FTTransformerClassifier.fit_encode
 
     def counted(self, X, y, sample_weight=None):
         fits.append(len(X))
         return fit(self, X, y, sample_weight)
 
-    monkeypatch.setattr(FTTransformerClassifier, "fit", counted)
+    monkeypatch.setattr(FTTransformerClassifier, "fit_encode", counted)
     clf = DiffusionCalibratedClassifier(
         FTTransformerClassifier(max_epochs=1, n_blocks=2, width=8, device="cpu"),
         transition="blockwise", memory=str(tmp_path), random_state=0,

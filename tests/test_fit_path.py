@@ -1,41 +1,50 @@
-"""Stages 2 to 5 in order: which rank is chosen, what is trained, and what is left alone."""
+"""The stages of `fit_path` in order: what is computed, and how often; what is left alone."""
 
 import copy
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from tiny_backbones import ALL
 
-from sklearn_diffuq import _fitting, _transition_fitting
-from sklearn_diffuq._fit_path import fit_path
+from sklearn_diffuq import _fit_path
+from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._calibration.calibrate import Calibrator, Reference
+from sklearn_diffuq._fit_path import PathOptions, fit_path
 from sklearn_diffuq._inputs.encoded_inputs import Dense, EncodedInputs, LabelledInputs, Ragged
 from sklearn_diffuq._path.distance import describe
-from sklearn_diffuq._path.path import BlockwiseMean, GaussianPath
+from sklearn_diffuq._path.mean import BlockwiseMean
 from sklearn_diffuq._path.statistics import collect_statistics
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
-from sklearn_diffuq._propagation.propagate import logits_of
+from sklearn_diffuq._propagation.propagate import mean_logits
+from sklearn_diffuq._training.loop import LoopOptions
+from sklearn_diffuq._transition import rank as rank_module
+from sklearn_diffuq._transition import train as train_module
+from sklearn_diffuq._transition.options import TrainingOptions
 from sklearn_diffuq._transition.rank import choose_rank
 from sklearn_diffuq.exceptions import CalibrationWarning
 
-OPTIONS = {
-    "transition": "unified",
-    "step_counts": (4,),
-    "rank": 2,
-    "n_shared_blocks": 1,
-    "covariance": "gp",
-    "noise_rank": 2,
-    "seed": 0,
-    "weights": {"path_weight": 0.3, "distillation_weight": 1.0, "label_weight": 0.5},
-    "max_epochs": 1,
-    "batch_size": 32,
-    "lr": 1e-3,
-    "callbacks": None,
-    "precision": "float32",
-    "compile": False,
-    "verbose": 0,
-}
+LOOP = LoopOptions(max_epochs=1, lr=1e-3)
+TRAINING = TrainingOptions(
+    path_weight=0.3,
+    distillation_weight=1.0,
+    label_weight=0.5,
+    batch_size=32,
+    precision="float32",
+    loop=LOOP,
+)
+OPTIONS = PathOptions(
+    transition="unified",
+    step_counts=(4,),
+    rank=2,
+    n_shared_blocks=1,
+    covariance="gp",
+    noise_rank=2,
+    training=TRAINING,
+    seed=0,
+)
 
 
 def _labelled(backbone, n, seed=0):
@@ -46,8 +55,24 @@ def _labelled(backbone, n, seed=0):
     return LabelledInputs(EncodedInputs({"x": Dense(x.numpy())}), y, torch.ones(n))
 
 
-def _fit(backbone, training, held_out, **options):
-    return fit_path(backbone, training, held_out, teacher=backbone, **OPTIONS | options)
+def _fit(backbone, training, held_out, lr=LOOP.lr, max_epochs=1, **options):
+    loop = replace(LOOP, lr=lr, max_epochs=max_epochs)
+    options = replace(OPTIONS, training=replace(TRAINING, loop=loop), **options)
+    return fit_path(backbone, training, held_out, options)
+
+
+def _fit_quietly(*args, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _fit(*args, **options)
+
+
+def _frozen_logits(backbone, inputs):
+    return mean_logits(BlockwiseMean(backbone), (0, backbone.n_blocks), backbone, inputs)
+
+
+def _logits(fitted, backbone, inputs):
+    return mean_logits(fitted.path.mean, fitted.path.grid, backbone, inputs)
 
 
 @pytest.fixture
@@ -76,7 +101,8 @@ def _choose(backbone, n_shared_blocks=1):
         statistics = collect_statistics(
             backbone, [held_out.inputs.batch(np.arange(200))], steps, with_moments=True
         )
-        return choose_rank(backbone, statistics.moments, held_out, n_shared_blocks, 1.0, "cpu")
+        frozen = Reference(_frozen_logits(backbone, held_out.inputs), 1.0, 0.0)
+        return choose_rank(backbone, statistics.moments, held_out, n_shared_blocks, frozen, seed=0)
 
 
 def test_blocks_that_differ_by_little_get_a_small_rank(vit):
@@ -96,16 +122,15 @@ def test_blocks_with_nothing_in_common_keep_their_full_rank(vit):
 
 def test_a_transition_larger_than_the_blocks_is_never_chosen(vit, monkeypatch):
     # Any rank is faithful enough here, so only the size can rule one out.
-    monkeypatch.setattr(_transition_fitting, "ACCURACY_MARGIN", 1.0)
-    monkeypatch.setattr(_transition_fitting, "KL_MARGIN", np.inf)
+    monkeypatch.setattr(rank_module, "ACCURACY_MARGIN", 1.0)
+    monkeypatch.setattr(rank_module, "KL_MARGIN", np.inf)
     assert _choose(vit) == 4
     assert _choose(vit, n_shared_blocks=4) is None  # four shared matrices are the blocks
 
 
 def test_the_learned_variances_take_the_place_of_those_of_the_increments(vit):
-    with vit.frozen(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        path = _fit(vit, _labelled(vit, 60), _labelled(vit, 40, seed=1)).path
+    with vit.frozen():
+        path = _fit_quietly(vit, _labelled(vit, 60), _labelled(vit, 40, seed=1)).path
     assert torch.equal(path.covariance.token_variances, path.mean.variances())
 
 
@@ -114,12 +139,10 @@ def test_a_start_that_training_only_harms_is_kept_at_its_rank(vit):
     held_out = _labelled(vit, 200)
     with vit.frozen():
         fitted = _fit(vit, _labelled(vit, 60), held_out, rank="auto", lr=0.5)
-        expected = logits_of(
-            GaussianPath(BlockwiseMean(vit, time_grid(4, 4))), vit, held_out.inputs
-        )
-        found = logits_of(GaussianPath(fitted.path.mean), vit, held_out.inputs)
+        expected = _frozen_logits(vit, held_out.inputs)
+        found = _logits(fitted, vit, held_out.inputs)
     assert fitted.history[0]["valid_loss"] > 0.5  # no epoch is within the margin
-    assert fitted.rank == 4
+    assert fitted.path.mean.rank == 4
     assert (found - expected).abs().mean() < 0.1 * expected.std()
 
 
@@ -127,32 +150,32 @@ def test_a_start_that_training_only_harms_is_kept_at_its_rank(vit):
 def test_more_shared_blocks_than_steps_are_as_many_as_steps(vit, n_shared_blocks):
     options = {"n_shared_blocks": n_shared_blocks, "step_counts": (2,), "rank": "auto"}
     training = _labelled(vit, 60)
-    with vit.frozen(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fitted = _fit(vit, training, _labelled(vit, 40, seed=1), **options)
+    with vit.frozen():
+        fitted = _fit_quietly(vit, training, _labelled(vit, 40, seed=1), **options)
     assert fitted.path.n_steps == 2
 
 
 def test_full_rank_with_one_step_per_block_is_not_trained(vit, monkeypatch):
-    monkeypatch.setattr(_fitting, "calibrate_moments", None)  # no noise to train under is needed
+    calls, moments = [], Calibrator.moments
+    monkeypatch.setattr(Calibrator, "moments", lambda *args: calls.append(args) or moments(*args))
+    monkeypatch.setattr(_fit_path, "train_transition", None)
     held_out = _labelled(vit, 40, seed=1)
     with vit.frozen():
         fitted = _fit(vit, _labelled(vit, 60), held_out, rank=None)
-        teacher = GaussianPath(BlockwiseMean(vit, time_grid(4, 4)))
-        expected = logits_of(teacher, vit, held_out.inputs)
-        found = logits_of(GaussianPath(fitted.path.mean), vit, held_out.inputs)
+        expected = _frozen_logits(vit, held_out.inputs)
+        found = _logits(fitted, vit, held_out.inputs)
     assert fitted.history == []
-    assert fitted.rank is None
+    assert fitted.path.mean.rank is None
     assert torch.equal(found, expected)
     assert not any(p.requires_grad for p in fitted.path.mean.parameters())
+    assert len(calls) == 1  # no noise to train under is needed
 
 
 @pytest.mark.parametrize("transition", ["unified", "blockwise"])
 def test_the_backbone_is_left_alone(vit, transition):
     before = copy.deepcopy(vit.module.state_dict())
-    with vit.frozen(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fitted = _fit(
+    with vit.frozen():
+        fitted = _fit_quietly(
             vit,
             _labelled(vit, 60),
             _labelled(vit, 40, seed=1),
@@ -192,17 +215,14 @@ def test_kept_accuracy_is_not_warned_of(vit):
 
 
 def test_the_wrapped_model_comes_back_where_training_does_not_help(vit, monkeypatch):
-    monkeypatch.setattr(_transition_fitting, "choose_rank", lambda *args: 1)
+    monkeypatch.setattr(_fit_path, "choose_rank", lambda *args: 1)
     held_out = _labelled(vit, 300, seed=1)
     with vit.frozen(), warnings.catch_warnings():
         warnings.simplefilter("error", CalibrationWarning)
         fitted = _fit(vit, _labelled(vit, 60), held_out, rank="auto", lr=1e-6)
-        teacher = GaussianPath(BlockwiseMean(vit, time_grid(4, 4)))
-        expected = logits_of(teacher, vit, held_out.inputs)
-        assert torch.equal(
-            logits_of(GaussianPath(fitted.path.mean), vit, held_out.inputs), expected
-        )
-    assert fitted.rank is None
+        expected = _frozen_logits(vit, held_out.inputs)
+        assert torch.equal(_logits(fitted, vit, held_out.inputs), expected)
+    assert fitted.path.mean.rank is None
     assert not any(p.requires_grad for p in fitted.path.mean.parameters())
 
 
@@ -214,7 +234,7 @@ def _spy_on_statistics(monkeypatch):
         seen.extend(batches)
         return collect_statistics(backbone, batches, grid, with_moments)
 
-    monkeypatch.setattr(_fitting, "collect_statistics", spy)
+    monkeypatch.setattr(_fit_path, "collect_statistics", spy)
     return seen
 
 
@@ -240,35 +260,33 @@ def test_rank_is_judged_on_random_rows_of_sorted_data(vit, monkeypatch):
     held_out = held_out.take(np.argsort(held_out.y.numpy(), kind="stable"))
     classes = torch.unique(held_out.y)
     assert len(classes) > 1
-    monkeypatch.setattr(_transition_fitting, "MAX_RANK_ROWS", 40)
+    monkeypatch.setattr(rank_module, "MAX_RANK_ROWS", 40)
     judged = []
-    monkeypatch.setattr(
-        _transition_fitting, "choose_rank", lambda *args: judged.append(args[2]) or 4
-    )
-    with vit.frozen(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        _fit(vit, _labelled(vit, 60), held_out, rank="auto")
-    assert len(judged[0]) == 40
-    assert torch.equal(torch.unique(judged[0].y), classes)
+    monkeypatch.setattr(rank_module, "within_margins", lambda *args: judged.append(args) or True)
+    with vit.frozen():
+        _fit_quietly(vit, _labelled(vit, 60), held_out, rank="auto")
+    for logits, frozen_logits, y, _ in judged:
+        assert len(logits) == len(frozen_logits) == len(y) == 40
+        assert torch.equal(torch.unique(y), classes)
+        assert torch.equal(frozen_logits.argmax(1), y)  # the same rows: the model's own labels
 
 
 def test_the_automatic_rank_does_not_depend_on_the_seed(vit, monkeypatch):
     _share_blocks_up_to_low_rank(vit, 2)
     training, held_out = _labelled(vit, 200), _labelled(vit, 200)
-    choose, chosen = _transition_fitting.choose_rank, []
+    chosen = []
     monkeypatch.setattr(
-        _transition_fitting, "choose_rank", lambda *args: chosen.append(choose(*args)) or 4
+        _fit_path, "choose_rank", lambda *args: chosen.append(choose_rank(*args)) or 4
     )
-    with vit.frozen(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with vit.frozen():
         for seed in range(4):
             shuffled = held_out.take(np.random.default_rng(seed).permutation(len(held_out)))
-            _fit(vit, training, shuffled, rank="auto", seed=seed)
+            _fit_quietly(vit, training, shuffled, rank="auto", seed=seed)
     assert chosen == [4] * 4
 
 
 def test_states_kept_do_not_grow_with_the_rows(vit, monkeypatch):
-    monkeypatch.setattr(_fitting, "MAX_STATISTICS_ROWS", 50)
+    monkeypatch.setattr(_fit_path, "MAX_STATISTICS_ROWS", 50)
     seen = _spy_on_statistics(monkeypatch)
     with vit.frozen():
         _fit(
@@ -282,45 +300,91 @@ def test_states_kept_do_not_grow_with_the_rows(vit, monkeypatch):
 
 def test_one_fit_serves_several_numbers_of_steps(vit):
     held_out = _labelled(vit, 40, seed=1)
-    with vit.frozen(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fitted = _fit(vit, _labelled(vit, 60), held_out, step_counts=(4, 2), max_epochs=2)
+    with vit.frozen():
+        fitted = _fit_quietly(vit, _labelled(vit, 60), held_out, step_counts=(4, 2), max_epochs=2)
         assert list(fitted.grids.values()) == [(0, 1, 2, 3, 4), (0, 2, 4)]
         assert set(fitted.calibrations) == {4, 2}
         for n, grid in fitted.grids.items():
-            path = fitted.path.on(grid)
+            path = fitted.on(n)
             assert path.n_steps == n
-            found = logits_of(path, vit, held_out.inputs)
-            assert found.shape == (1, 40, 3)
+            found = mean_logits(path.mean, grid, vit, held_out.inputs)
+            assert found.shape == (40, 3)
+            assert fitted.n_parameters(n) == path.mean.n_parameters(grid)
+            for inference, calibration in fitted.calibrations[n].items():
+                calibrated = fitted.calibrated(n, inference, 4)
+                assert calibrated.calibration is calibration
+                assert (calibrated.path.grid, calibrated.seed) == (grid, 0)
     assert len(fitted.history[0]["rolled_out_r2"]) == 4
-
-
-def test_residual_directions_are_those_of_the_errors(vit):
-    training = _labelled(vit, 64)
-    with vit.frozen(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fitted = _fit(vit, training, _labelled(vit, 40), covariance="residual", noise_rank=16)
-        path = fitted.path
-        with torch.no_grad():
-            h, context = vit.embed(training.inputs.batch(np.arange(64)))
-            for step in range(4):
-                after = vit.block(step, h, context)
-                error = (path.mean(h, step, context) - after).mean(1).double()
-                expected = torch.cov(error.T, correction=0)
-                factor = path.covariance.factor(step).double()
-                torch.testing.assert_close(factor @ factor.T, expected, rtol=1e-3, atol=1e-6)
-                h = after
 
 
 def test_distances_are_to_the_states_that_the_transition_arrives_at(vit):
     training = _labelled(vit, 30)
-    with vit.frozen(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fitted = _fit(vit, training, _labelled(vit, 40, seed=1), step_counts=(2,))
-        processes, mean = fitted.path.covariance.processes, fitted.path.mean
+    with vit.frozen():
+        fitted = _fit_quietly(vit, training, _labelled(vit, 40, seed=1), step_counts=(2,))
+        covariance, mean = fitted.path.covariance, fitted.path.mean
         with torch.no_grad():
             h, context = vit.embed(training.inputs.batch(np.arange(30)))
-            for step, block in ((0, "2"), (1, "4")):
-                h = mean(h, step, context)
-                apart = torch.cdist(processes[block].states, describe(h).double())
+            for interval in steps_of(fitted.path.grid):
+                h = mean(h, interval, context)
+                distance = covariance.distances[covariance.blocks.index(interval[1])]
+                apart = torch.cdist(distance.process.states, describe(h).double())
                 assert float(apart.min(1).values.max()) < 1e-5
+    assert covariance.blocks == (0, 2, 4)
+
+
+# How often the frozen model runs ----------------------------------------------------------------
+
+
+def _frozen_runs(monkeypatch, backbone, labelled):
+    """Return a function that tells how often each of some rows has entered the frozen blocks.
+
+    Perturbed copies do not count: they are other inputs, even where nothing of them was changed.
+    """
+    with backbone.frozen(), torch.no_grad():
+        starts, _ = backbone.embed(labelled.inputs.batch(np.arange(len(labelled))))
+    counts, perturbing = np.zeros(len(labelled), dtype=int), []
+    block, perturbed = Backbone.block, Calibrator._perturbed
+
+    def counted(self, k, h, context, call=None):
+        if k == 0 and call is None and not perturbing:
+            # chunks are filled up with copies of a row, which count as one
+            apart = (h.detach()[:, None] - starts).abs().amax((2, 3))
+            counts[(apart < 1e-3).any(0).numpy()] += 1
+        return block(self, k, h, context, call)
+
+    def not_counted(*args):
+        perturbing.append(True)
+        try:
+            return perturbed(*args)
+        finally:
+            perturbing.pop()
+
+    monkeypatch.setattr(Backbone, "block", counted)
+    monkeypatch.setattr(Calibrator, "_perturbed", not_counted)
+    return lambda: counts
+
+
+@pytest.mark.parametrize("n_held_out", [20, 40])  # without and with enough rows to fit noise on
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"transition": "blockwise"},
+        {"transition": "blockwise", "covariance": "constant"},
+        {"transition": "blockwise", "covariance": "attention"},
+        {"transition": "blockwise", "step_counts": (2,)},
+        {"rank": 2},
+        {"rank": 2, "max_epochs": 3},
+        {"rank": 2, "step_counts": (4, 2)},
+        {"rank": "auto"},
+        {"rank": None},
+    ],
+    ids=str,
+)
+def test_the_frozen_model_runs_over_the_held_out_rows_once(vit, monkeypatch, options, n_held_out):
+    monkeypatch.setattr(train_module, "R2_ROWS", 5)
+    training, held_out = _labelled(vit, 60), _labelled(vit, n_held_out, seed=1)
+    runs = _frozen_runs(monkeypatch, vit, held_out)
+    with vit.frozen():
+        fitted = _fit_quietly(vit, training, held_out, **options)
+    few = 5 if fitted.history else 0  # the rows whose states training is compared with
+    assert runs().tolist() == [2] * few + [1] * (n_held_out - few)

@@ -26,8 +26,12 @@ def upgrade(state: State) -> State:
 
 def _known_parameters(params: dict[str, Any]) -> dict[str, Any]:
     """Replace values that are no longer known."""
-    gone = {"readout": {"finetune": "auto"}, "covariance": {"residual": "gp"}}
-    return {name: gone.get(name, {}).get(value, value) for name, value in params.items()}
+    gone = {("readout", "finetune"): "auto", ("covariance", "residual"): "gp"}
+    known = dict(params)
+    for (name, value), present in gone.items():
+        if known[name] == value:
+            known[name] = present
+    return known
 
 
 def _mean(state: State) -> tuple[str, State]:

@@ -5,9 +5,13 @@ fingerprint are stored: it is loaded by its name or given to `load`, and refused
 one that was saved.
 """
 
+import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
@@ -16,14 +20,22 @@ from sklearn_diffuq._fitted_path import FittedPath
 from sklearn_diffuq._persistence.files import check_writable, read, write
 from sklearn_diffuq._persistence.wrapped_state import load_wrapped, wrapped_state
 from sklearn_diffuq._state import State, plain
+from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier
 
 _LABEL_KINDS = {str: "str", bool: "bool", int: "int", float: "float"}
 
 
 class PersistenceMixin:
-    """`save` and `load` of `DiffusionCalibratedClassifier`."""
+    """`save` and `load` of `DiffusionCalibratedClassifier`, which has the rest."""
 
-    def save(self, directory):
+    estimator: Any
+    classes_: NDArray[Any]
+    wrapped_: BackboneClassifier
+    _fitted: FittedPath
+    get_params: Callable[..., dict[str, Any]]
+    _set_fitted: Callable[[BackboneClassifier, FittedPath], None]
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
         """Save the fitted classifier as two files, config.json and tensors.safetensors.
 
         A :class:`FTTransformerClassifier` inside is saved whole, and so are the weights of a
@@ -46,8 +58,7 @@ class PersistenceMixin:
             does not know.
         """
         check_is_fitted(self)
-        directory = Path(directory)
-        check_writable(directory)
+        check_writable(Path(directory))
         config = {
             "params": {name: plain(v) for name, v in self.get_params(deep=False).items()},
             "estimator_given_as": _given_as(self.estimator),
@@ -56,10 +67,10 @@ class PersistenceMixin:
         state = State(config).with_parts(
             wrapped=wrapped_state(self.wrapped_), fitted=self._fitted.to_state()
         )
-        write(directory, state)
+        write(Path(directory), state)
 
     @classmethod
-    def load(cls, directory, estimator=None):
+    def load(cls, directory: str | os.PathLike[str], estimator: Any = None) -> Self:
         """Load a classifier that `save` wrote; on the same machine it predicts the same bits.
 
         Parameters
@@ -101,7 +112,7 @@ class PersistenceMixin:
         return loaded
 
 
-def _encode_labels(labels):
+def _encode_labels(labels: NDArray[Any]) -> dict[str, Any]:
     values = labels.tolist()
     kinds = {type(value) for value in values}
     kind = _LABEL_KINDS.get(kinds.pop()) if len(kinds) == 1 else None
@@ -114,7 +125,7 @@ def _encode_labels(labels):
     return {"kind": kind, "dtype": dtype, "values": values}
 
 
-def _given_as(estimator):
+def _given_as(estimator: object) -> str | None:
     if isinstance(estimator, FrozenEstimator):
         return "frozen"
     return "estimator" if hasattr(estimator, "get_params") else None

@@ -75,7 +75,8 @@ def unified_transition(
     transition : UnifiedTransition
         On the device of the backbone.
     """
-    matrices, vectors = {}, {}
+    matrices: dict[str, Tensor] = {}
+    vectors: dict[str, Tensor] = {}
     for name, shape in parameter_shapes(backbone).items():
         stack = torch.stack([_merged(backbone, interval, name) for interval in intervals])
         (matrices if is_matrix(shape) else vectors)[name] = stack

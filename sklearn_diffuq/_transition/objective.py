@@ -103,7 +103,7 @@ class PathObjective:
     ) -> Losses:
         with torch.no_grad():
             h, context = self.backbone.embed(batch)
-            states = self._frozen_states(grid, h, context)
+            states = self.frozen_states(grid, h, context)
         if epoch >= self.stage_ends[1]:
             return self._rolled_out(grid, states, context, batch, y, weight, generator)
         if epoch < self.stage_ends[0]:
@@ -115,7 +115,8 @@ class PathObjective:
         loss = self._path_loss(grid, means, targets, context.mask, weight)
         return {"loss": loss, "path": loss.detach()}
 
-    def _frozen_states(self, grid: Grid, h: Tensor, context: Context) -> list[Tensor]:
+    def frozen_states(self, grid: Grid, h: Tensor, context: Context) -> list[Tensor]:
+        """Return the states (n, t, d) of the frozen path, one for each time of the grid."""
         states = [h]
         for interval in steps_of(grid):
             states.append(self.teacher(states[-1], interval, context))
@@ -231,7 +232,7 @@ def _antithetic(shape: tuple[int, ...], k: int, generator: torch.Generator) -> T
 
 @torch.no_grad()
 def rolled_out_r2(
-    transition: Mean, frozen: Mean, grid: Grid, h: Tensor, context: Context
+    transition: Mean, grid: Grid, states: Sequence[Tensor], context: Context
 ) -> list[float]:
     """Return, per step, the R^2 of the student's rolled-out increments of the state (eq. 4.1).
 
@@ -239,16 +240,17 @@ def rolled_out_r2(
 
     Parameters
     ----------
-    transition, frozen : Mean
+    transition : Mean
     grid : tuple of int
-    h : Tensor of shape (n, t, d)
-        Embedding.
+    states : sequence of Tensor of shape (n, t, d)
+        Those of the frozen path, one for each time of the grid.
     context : Context
     """
-    start, own, scores = h, h, []
+    start = own = states[0]
+    scores = []
     real = slice(None) if context.mask is None else context.mask
-    for interval in steps_of(grid):
-        h, own = frozen(h, interval, context), transition(own, interval, context)
+    for interval, h in zip(steps_of(grid), states[1:], strict=True):
+        own = transition(own, interval, context)
         change = (h - start)[real].reshape(-1, h.shape[-1])
         error = (own - h)[real].square().sum()
         scores.append(float(1 - error / (change - change.mean(0)).square().sum()))

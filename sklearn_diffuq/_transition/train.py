@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sklearn_diffuq._calibration.temperature import fit_temperature
 from sklearn_diffuq._inputs.batching import training_batches
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
-from sklearn_diffuq._path.mean import BlockwiseMean
 from sklearn_diffuq._propagation.propagate import mean_logits
 from sklearn_diffuq._training.loop import train_module
 from sklearn_diffuq._transition.objective import PathObjective, rolled_out_r2
@@ -39,6 +39,9 @@ def train_transition(objective: PathObjective, held_out: LabelledInputs) -> list
     smaller = max(MIN_BATCH_SIZE, len(training) // MIN_BATCHES)
     n_rows = min(objective.options.batch_size, smaller)
     some = np.arange(min(len(held_out), R2_ROWS))
+    with torch.no_grad():  # the frozen path does not change from epoch to epoch
+        h, context = backbone.embed(held_out.inputs.batch(some, device=backbone.device))
+        states = objective.frozen_states(objective.grids[0], h, context)
     scores: list[list[float]] = []
 
     def validate(epoch: int) -> float:
@@ -46,9 +49,7 @@ def train_transition(objective: PathObjective, held_out: LabelledInputs) -> list
         for grid in objective.grids:
             logits = mean_logits(transition, grid, backbone, held_out.inputs)
             nll.append(fit_temperature(logits[None], held_out.y, held_out.weight)[1])
-        h, context = backbone.embed(held_out.inputs.batch(some, device=backbone.device))
-        frozen = BlockwiseMean(backbone)
-        scores.append(rolled_out_r2(transition, frozen, objective.grids[0], h, context))
+        scores.append(rolled_out_r2(transition, objective.grids[0], states, context))
         return float(np.mean(nll))
 
     def epoch_batches(epoch: int, rng: np.random.Generator) -> Sequence[NDArray[np.intp]]:

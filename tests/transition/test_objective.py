@@ -1,16 +1,19 @@
 """The objective against sums written out, and what each stage reaches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-import sklearn_diffuq._objective as _objective_module
 import torch
 from tiny_backbones import ALL
 
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs, LabelledInputs
-from sklearn_diffuq._path.covariance import NoiseScales, fit_covariance
-from sklearn_diffuq._path.path import BlockwiseMean
+from sklearn_diffuq._path.covariance import NO_NOISE, NoiseScales, fit_covariance
+from sklearn_diffuq._path.mean import BlockwiseMean
 from sklearn_diffuq._path.statistics import collect_statistics
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
+from sklearn_diffuq._training.loop import LoopOptions
+from sklearn_diffuq._transition import objective as objective_module
 from sklearn_diffuq._transition.closed_form_start import unified_transition
 from sklearn_diffuq._transition.objective import (
     PERTURBED_SHARE,
@@ -18,6 +21,7 @@ from sklearn_diffuq._transition.objective import (
     PathObjective,
     rolled_out_r2,
 )
+from sklearn_diffuq._transition.options import TrainingOptions
 
 
 class _Batch(EncodedInputs):
@@ -31,14 +35,13 @@ class _Batch(EncodedInputs):
 
 
 def _objective(
-    name="bert", rank=2, counts=None, sample_weight=None, scales=None, max_epochs=10, **weights
+    name="bert", rank=2, counts=None, sample_weight=None, scales=NO_NOISE, max_epochs=10, **weights
 ):
     backbone, batch = ALL[name]()
     grids = [time_grid(backbone.n_blocks, n) for n in counts or (backbone.n_blocks,)]
     steps = sorted({step for grid in grids for step in steps_of(grid)})
     statistics = collect_statistics(backbone, [batch], steps, with_moments=True)
     covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
-    covariance = covariance.replace(scales=scales)
     transition = unified_transition(backbone, steps, rank, statistics.moments)
     with torch.no_grad():
         transition.log_variance.copy_((0.1 * covariance.token_variances).log())
@@ -46,9 +49,9 @@ def _objective(
     sample_weight = torch.ones(n) if sample_weight is None else torch.tensor(sample_weight)
     training = LabelledInputs(_Batch(batch), torch.arange(n) % 2, sample_weight)
     weights = {"path_weight": 1.0, "distillation_weight": 1.0, "label_weight": 1.0} | weights
-    return PathObjective(
-        backbone, transition, covariance, grids, training, 1.7, max_epochs=max_epochs, **weights
-    )
+    loop = LoopOptions(max_epochs=max_epochs, lr=1e-3)
+    options = TrainingOptions(batch_size=4, precision="float32", loop=loop, **weights)
+    return PathObjective(backbone, transition, covariance, scales, grids, training, 1.7, options)
 
 
 def _call(objective, epoch, rows=(0, 1, 2, 3)):
@@ -58,15 +61,14 @@ def _call(objective, epoch, rows=(0, 1, 2, 3)):
 
 @pytest.fixture
 def no_perturbation(monkeypatch):
-    monkeypatch.setattr(_objective_module, "PERTURBED_SHARE", 0.0)
+    monkeypatch.setattr(objective_module, "PERTURBED_SHARE", 0.0)
 
 
 @pytest.mark.usefixtures("no_perturbation")
 @pytest.mark.parametrize("name", ALL)
 def test_an_exact_transition_has_no_path_loss_but_its_own_variance(name):
     objective = _objective(name, rank=None)
-    (route,) = objective.routes
-    variance = route.transition.variances() / route.covariance.token_variances
+    variance = objective.transition.variances() / objective.covariance.token_variances
     ratio = VARIANCE_FLOOR / (VARIANCE_FLOOR + variance)
     expected = float((0.5 * (ratio - 1 - ratio.log())).mean())
     assert float(_call(objective, 3)["path"]) == pytest.approx(expected, rel=1e-3)  # stage B
@@ -77,7 +79,7 @@ def test_an_exact_transition_has_no_path_loss_but_its_own_variance(name):
 def test_a_share_of_the_rows_starts_perturbed_and_is_drawn_to_the_unperturbed_path():
     objective = _objective("vit", rank=None)
     h = torch.randn(400, 3, 16, generator=torch.Generator().manual_seed(0))
-    started = objective._some_perturbed(h, None, torch.Generator().manual_seed(0))
+    started = objective_module._some_perturbed(h, None, torch.Generator().manual_seed(0))
     changed = (started - h).abs().amax((1, 2)) > 0
     assert float(changed.double().mean()) == pytest.approx(PERTURBED_SHARE, abs=0.06)
     quiet = float(_call(_objective("vit", rank=None), 3)["path"])
@@ -117,7 +119,7 @@ def test_the_losses_of_a_pair_of_paths_are_those_of_their_mean_probabilities():
     readout = objective.backbone.readout
     objective.backbone.readout = lambda h, context: ends.append(readout(h, context)) or ends[-1]
     losses = _call(objective, 9)
-    p = torch.softmax(ends[-1].detach().double().unflatten(0, (2, 4)), -1)
+    p = torch.softmax(ends[0].detach().double().unflatten(0, (2, 4)), -1)
     assert (p[0] - p[1]).abs().max() > 0.01
     p = p.mean(0)
     y = objective.training.y[:4]
@@ -130,9 +132,9 @@ def test_the_losses_of_a_pair_of_paths_are_those_of_their_mean_probabilities():
 
 
 def test_a_pair_of_paths_has_opposite_draws():
-    pair = PathObjective._antithetic((3, 2), 2, "cpu", torch.Generator().manual_seed(0))
+    pair = objective_module._antithetic((3, 2), 2, torch.Generator().manual_seed(0))
     assert torch.equal(pair[:3], -pair[3:])
-    assert len(PathObjective._antithetic((3, 2), 1, "cpu", torch.Generator())) == 3
+    assert len(objective_module._antithetic((3, 2), 1, torch.Generator())) == 3
 
 
 def test_noise_reaches_the_rolled_out_loss():
@@ -164,7 +166,7 @@ def test_stages_train_the_transition_and_never_the_backbone():
             losses = objective(np.arange(4), epoch, torch.Generator().manual_seed(0))
             losses["loss"].backward()
             assert all(p.grad is None for p in objective.backbone.module.parameters())
-        assert objective.routes[0].transition.log_variance.grad.abs().sum() > 0
+        assert objective.transition.log_variance.grad.abs().sum() > 0
 
 
 def test_rolled_out_r2_is_one_for_the_frozen_path_and_less_for_another():
@@ -172,21 +174,48 @@ def test_rolled_out_r2_is_one_for_the_frozen_path_and_less_for_another():
     backbone = objective.backbone
     with backbone.frozen():
         h, context = backbone.embed(objective.training.inputs.batch(np.arange(6)))
-        transition = objective.routes[0].transition
-        teacher = BlockwiseMean(backbone, transition.grid)
-        assert rolled_out_r2(teacher, teacher, h, context) == [1.0] * 3
-        assert max(rolled_out_r2(transition, teacher, h, context)) < 0.999
+        transition = objective.transition
+        teacher, (grid,) = BlockwiseMean(backbone), objective.grids
+        states = objective.frozen_states(grid, h, context)
+        assert rolled_out_r2(teacher, grid, states, context) == [1.0] * 3
+        assert max(rolled_out_r2(transition, grid, states, context)) < 0.999
 
 
 def test_batches_take_turns_at_the_time_grids():
     objective = _objective("vit", counts=(4, 2, 1))
     generator = torch.Generator().manual_seed(0)
-    reached = torch.zeros(len(objective.routes[0].transition.intervals))
+    reached = torch.zeros(len(objective.transition.intervals))
     with objective.backbone.frozen():
         for _ in range(12):
             objective(np.arange(4), 0, generator)["loss"].backward()
-            gradient = objective.routes[0].transition.log_variance.grad.abs().sum(1)
+            gradient = objective.transition.log_variance.grad.abs().sum(1)
             assert 1 <= (gradient > 0).sum() <= 4  # those of one grid
             reached += gradient > 0
-            objective.routes[0].transition.log_variance.grad = None
+            objective.transition.log_variance.grad = None
     assert torch.all(reached > 0)
+
+
+@pytest.mark.parametrize("epoch", [0, 3, 9])
+def test_mixed_precision_reaches_the_blocks(epoch):
+    objective = _objective()
+    objective.options = replace(objective.options, precision="bfloat16")
+    assert objective.options.mixed_precision
+    found = []
+    advance = objective.teacher.backbone.block
+    objective.teacher.backbone.block = lambda *args, **kwargs: (
+        found.append(torch.is_autocast_enabled("cpu")) or advance(*args, **kwargs)
+    )
+    exact = float(_call(_objective(), epoch)["loss"].detach())
+    rough = float(_call(objective, epoch)["loss"].detach())
+    assert found
+    assert all(found)
+    assert rough != exact
+    assert rough == pytest.approx(exact, rel=0.2)
+
+
+def test_automatic_precision_is_mixed_on_a_gpu_only():
+    options = _objective().options
+    for device, mixed in (("cpu", False), ("cuda:0", True)):
+        loop = replace(options.loop, device=device)
+        assert replace(options, precision="auto", loop=loop).mixed_precision is mixed
+        assert not replace(options, precision="float32", loop=loop).mixed_precision

@@ -6,22 +6,38 @@ import pytest
 import torch
 from tiny_backbones import ALL
 
-from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.statistics import collect_statistics
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
-from sklearn_diffuq._propagation.propagate import propagate
-from sklearn_diffuq._transition.closed_form_start import factorise, unified_transition
+from sklearn_diffuq._transition.closed_form_start import (
+    factorise,
+    shared_groups,
+    transition_size,
+    unified_transition,
+)
+from sklearn_diffuq.exceptions import BackboneError
 
 
 def _start(backbone, batch, n_steps, rank, **kwargs):
-    steps = steps_of(time_grid(backbone.n_blocks, n_steps))
-    statistics = collect_statistics(backbone, [batch], steps, with_moments=True)
-    return unified_transition(backbone, steps, rank, statistics.moments, **kwargs)
+    intervals = steps_of(time_grid(backbone.n_blocks, n_steps))
+    statistics = collect_statistics(backbone, [batch], intervals, with_moments=True)
+    return unified_transition(backbone, intervals, rank, statistics.moments, **kwargs)
 
 
-def _logits(backbone, transition, batch):
+def _follow(backbone, transition, batch, grid):
+    h, context = backbone.embed(batch)
+    for interval in steps_of(grid):
+        h = transition(h, interval, context)
+    return backbone.readout(h, context)
+
+
+def _logits(backbone, transition, batch, grid=None):
     with backbone.frozen(), torch.no_grad():
-        return propagate(GaussianPath(transition), backbone, batch).outcome[0]
+        return _follow(backbone, transition, batch, grid or _grid(transition))
+
+
+def _grid(transition):
+    """Return the one time grid of a transition that knows no other."""
+    return (0, *(stop for _, stop in transition.intervals))
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -32,13 +48,14 @@ def test_full_rank_with_one_step_per_block_is_the_backbone(name):
         expected = backbone.logits(batch)
     assert torch.equal(_logits(backbone, transition, batch), expected)
     n_blocks = sum(p.numel() for b in backbone.blocks for p in b.parameters())
-    assert transition.n_parameters - transition.log_variance.numel() == n_blocks
+    n_parameters = transition.n_parameters(_grid(transition))
+    assert n_parameters - transition.log_variance.numel() == n_blocks
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_low_rank_of_full_width_reproduces_the_backbone(name):
     backbone, batch = ALL[name]()
-    transition = _start(backbone, batch, backbone.n_blocks, 16, n_alternations=2)
+    transition = _start(backbone, batch, backbone.n_blocks, 16)
     with backbone.frozen(), torch.no_grad():
         expected = backbone.logits(batch)
     torch.testing.assert_close(_logits(backbone, transition, batch), expected, atol=1e-4, rtol=1e-4)
@@ -110,7 +127,7 @@ def test_gradients_reach_every_parameter_of_the_mean(name):
     backbone, batch = ALL[name]()
     transition = _start(backbone, batch, 2, 2)
     with backbone.frozen():
-        propagate(GaussianPath(transition), backbone, batch).outcome.square().sum().backward()
+        _follow(backbone, transition, batch, _grid(transition)).square().sum().backward()
         assert all(p.grad is None for p in backbone.module.parameters())
     for key, parameter in transition.named_parameters():
         # A key bias shifts all attention scores of a query alike: softmax removes it.
@@ -143,16 +160,63 @@ def test_bias_takes_up_the_mean_error():
 def test_grids_share_the_network_and_keep_their_own_steps():
     backbone, batch = ALL["vit"]()
     grids = [time_grid(4, n) for n in (4, 2, 1)]
-    steps = sorted({step for grid in grids for step in steps_of(grid)})
-    moments = collect_statistics(backbone, [batch], steps, True).moments
-    transition = unified_transition(backbone, steps, 2, moments)
-    views = [transition.on(grid) for grid in grids]
-    assert [v.n_steps for v in views] == [4, 2, 1]
-    assert [v.grid for v in views] == grids
-    assert all(a is b for v in views for a, b in zip(v.parameters(), transition.parameters()))
-    alone = {n: unified_transition(backbone, steps_of(time_grid(4, n)), 2, moments) for n in (4, 2)}
-    for view in views[:2]:
-        assert view.n_parameters == alone[view.n_steps].n_parameters
-    assert not torch.equal(*(_logits(backbone, v, batch) for v in views[:2]))
-    views[1].vectors["norm1/bias"].data[transition.intervals.index((0, 2))] += 1
-    torch.testing.assert_close(transition.vectors["norm1/bias"], views[0].vectors["norm1/bias"])
+    intervals = sorted({interval for grid in grids for interval in steps_of(grid)})
+    moments = collect_statistics(backbone, [batch], intervals, True).moments
+    transition = unified_transition(backbone, intervals, 2, moments)
+    for grid in grids[:2]:
+        alone = unified_transition(backbone, steps_of(grid), 2, moments)
+        assert transition.n_parameters(grid) == alone.n_parameters(grid)
+        assert alone.n_parameters(grid) == sum(p.numel() for p in alone.parameters())
+    before = [_logits(backbone, transition, batch, grid) for grid in grids]
+    assert not torch.equal(before[0], before[1])
+    with torch.no_grad():  # a channel: what shifts all of them alike, the norm takes away
+        transition.vectors["mlp/fc2/bias"][transition.intervals.index((0, 2)), 0] += 1
+    after = [_logits(backbone, transition, batch, grid) for grid in grids]
+    changed = [not torch.equal(a, b) for a, b in zip(before, after)]
+    assert changed == [False, True, False]
+    with torch.no_grad():
+        transition.shared["mlp/fc2/weight"] += 0.1
+    last = [_logits(backbone, transition, batch, grid) for grid in grids]
+    assert not any(torch.equal(a, b) for a, b in zip(after, last))
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("n_shared_blocks", [1, 2, 9])
+def test_the_size_is_known_before_the_transition_is_built(name, n_shared_blocks):
+    backbone, batch = ALL[name]()
+    for n_steps in (2, 3):
+        transition = _start(backbone, batch, n_steps, 2, n_shared_blocks=n_shared_blocks)
+        size = transition_size(backbone, transition.intervals, 2, n_shared_blocks)
+        assert size == sum(p.numel() for p in transition.parameters())
+        assert size == transition.n_parameters(_grid(transition))
+
+
+def test_groups_are_numbered_from_zero_without_gaps():
+    for n_blocks in range(1, 13):
+        for n_steps in range(1, n_blocks + 1):
+            for n_shared in range(1, n_blocks + 3):
+                group = shared_groups(steps_of(time_grid(n_blocks, n_steps)), n_blocks, n_shared)
+                assert len(group) == n_steps
+                assert group == sorted(group)
+                assert set(group) == set(range(max(group) + 1))
+                assert max(group) < n_shared
+
+
+def test_variances_are_those_of_the_steps_and_bounded():
+    backbone, batch = ALL["vit"]()
+    transition = _start(backbone, batch, 2, 2)
+    with torch.no_grad():
+        transition.log_variance.copy_(torch.linspace(-40, 40, 32).reshape(2, 16))
+    assert transition.variances().shape == (2, 16)
+    assert not transition.variances().requires_grad
+    for row, interval in zip(transition.variances(), transition.intervals):
+        assert torch.equal(transition.variance(interval), row)
+    low, high = transition.variances().aminmax()
+    torch.testing.assert_close(torch.stack([low, high]).log(), torch.tensor([-16.0, 8.0]))
+
+
+def test_blocks_of_other_parameters_are_refused():
+    backbone, batch = ALL["vit"]()
+    backbone.module.blocks[2].mlp.fc1.bias = None
+    with pytest.raises(BackboneError, match="Block 2 has other parameters than block 0.*blockwise"):
+        _start(backbone, batch, 4, 2)
