@@ -44,6 +44,7 @@ def test_paths_get_the_noise_that_is_best_for_many_of_them(monkeypatch):
         temperature, few[factor] = fit_temperature(path.draw(8), path.y)
         many[factor] = path.exact_nll(temperature)
     assert found.scales.shared == min(many, key=many.get) != min(few, key=few.get)
+    assert found.scales == NoiseScales(found.scales.shared, 0.0, 1.0)
     assert found.nll == pytest.approx(min(many.values()), abs=1e-3)
 
 

@@ -14,7 +14,7 @@ from sklearn_diffuq._path.mean import BlockwiseMean
 from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.statistics import collect_statistics
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
-from sklearn_diffuq._propagation.linearised import linearise_all
+from sklearn_diffuq._propagation.linearised import linearise_all, moment_draws
 from sklearn_diffuq._propagation.margin_table import MomentTable
 from sklearn_diffuq._propagation.noise import PathNoise
 from sklearn_diffuq._propagation.propagate import propagate
@@ -147,3 +147,17 @@ def test_the_mean_path_is_followed_by_its_mean_whatever_the_noise(texts):
     noisy = _predict(texts, np.arange(10), "mean", NOISE, variance=False)
     plain = _predict(texts, np.arange(10), "mean", NoiseScales(distance=0.1), variance=False)
     np.testing.assert_array_equal(noisy, plain)
+
+
+def test_moments_widen_the_covariances_of_the_table_and_the_temperature(texts):
+    backbone, inputs, path, table = texts
+    (found,) = _predict(texts, np.arange(10), "moments", variance=False)
+    draws = moment_draws(2, 0)
+    with backbone.frozen(), torch.no_grad():
+        for row in range(10):
+            end = propagate(path.with_scales(NOISE), backbone, inputs.batch([row]))
+            logits = table.sample(end.logits[0], torch.exp(0.2 * end.distance), draws)
+            temperature = 1.3 * np.exp(0.1 * float(end.distance))
+            expected = torch.softmax(logits[:, 0] / temperature, -1)
+            np.testing.assert_allclose(found[row], expected, atol=1e-4)
+            assert abs(float(end.distance)) > 0.01

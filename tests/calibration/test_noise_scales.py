@@ -258,3 +258,20 @@ def test_a_fit_that_does_not_converge_is_told(monkeypatch):
     with pytest.warns(ConvergenceWarning, match="did not converge") as told:
         fit_noise(_noisy(), distance=False)
     assert told[0].filename == __file__
+
+
+@pytest.mark.parametrize(("weight", "expected"), [(None, 0.0), (0.0, 0.0), (0.3, 0.3)])
+def test_perturbed_copies_have_the_same_weight_with_noise(weight, expected, monkeypatch):
+    clean = _noisy()
+    loss = NoiseLoss(clean, LabelledLaw(clean.law, 1 - clean.y), seed=0)
+    minimise, weights = loss.minimise, []
+
+    def spy(names, start, perturbed_weight):
+        weights.append(perturbed_weight)
+        return minimise(names, start, perturbed_weight)
+
+    monkeypatch.setattr(loss, "minimise", spy)
+    fit = fit_scales(loss, 1.5, weight)
+    assert weights == [expected, expected]
+    unweighted = fit_scales(NoiseLoss(clean, None, seed=0), 1.5, weight)
+    assert (fit.nll > unweighted.nll + 1e-3) == bool(weight)

@@ -254,3 +254,18 @@ def test_mean_logits_are_those_of_the_mean_path(name, n_steps):
     assert torch.equal(found, expected[0])
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
     assert not found.requires_grad
+
+
+def test_the_noise_of_the_last_step_is_no_distance():
+    backbone, batch, path = _path("vit", NoiseScales())
+    c = path.covariance
+    covariance = StateCovariance(
+        [(0, 4)], c.factors[:1], c.token_variances[:1], {4: c.distances[4], 0: c.distances[0]}
+    )
+    path = GaussianPath(path.mean, covariance, (0, 4), NoiseScales(3.0, 3.0, 0.5))
+    with backbone.frozen(), torch.no_grad():
+        mean = propagate(path, backbone, batch)
+        end = propagate(path, backbone, batch, PathNoise.of(path, 4, seed=0))
+    assert end.logits.std(0).min() > 1e-3
+    torch.testing.assert_close(end.distance, mean.distance, atol=1e-3, rtol=0)
+    assert mean.distance.std() > 0
