@@ -50,7 +50,7 @@ MODEL_ONLY = ("_wrapped", "baselines")
 # Heavy library -> the only files that may import it.
 OWNERS = {
     "laplace": ["baselines/_laplace.py"],
-    "skorch": ["_training/loop.py"],
+    "skorch": ["_training/net.py"],
     "safetensors": ["_persistence/files.py"],
     "matplotlib": ["metrics/_axes.py", "metrics/_*display*.py"],
 }

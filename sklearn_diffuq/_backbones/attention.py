@@ -1,8 +1,9 @@
 """The self-attention of a block: its linear layers and heads, whatever a library calls them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 _PROJECTIONS = (
     ("query", "key", "value"),
@@ -35,17 +36,17 @@ class AttentionLayers:
 
     path: str
     module: nn.Module
-    projections: tuple
+    projections: tuple[nn.Linear, ...]
     output: nn.Linear
     n_heads: int
 
     @property
-    def is_fused(self):
+    def is_fused(self) -> bool:
         """Whether one layer computes queries, keys and values."""
         return len(self.projections) == 1
 
     @property
-    def is_plain(self):
+    def is_plain(self) -> bool:
         """Whether the module is bidirectional and has no parameters besides those of the layers.
 
         Position biases, gates and norms inside of the attention are such parameters.
@@ -54,25 +55,26 @@ class AttentionLayers:
         others = [p for p in self.module.parameters() if id(p) not in layers]
         return not others and not getattr(self.module, "is_causal", False)
 
-    def matrices(self):
+    def matrices(self) -> list[tuple[Tensor, Tensor | None]]:
         """Return (weight, bias or None) of queries, keys and values, detached."""
         if not self.is_fused:
             return [(layer.weight.detach(), _detached(layer.bias)) for layer in self.projections]
         weight, bias = self.projections[0].weight.detach(), _detached(self.projections[0].bias)
-        biases = [None] * 3 if bias is None else bias.chunk(3)
+        biases: Sequence[Tensor | None] = [None] * 3 if bias is None else bias.chunk(3)
         return list(zip(weight.chunk(3), biases, strict=True))
 
-    def separate_projections(self):
+    def separate_projections(self) -> Sequence[nn.Linear]:
         """Return the layers of queries, keys and values; copies where one layer computes all."""
         return [_linear(*pair) for pair in self.matrices()] if self.is_fused else self.projections
 
     @property
-    def _widths_fit(self):
+    def widths_fit(self) -> bool:
+        """Whether queries, keys and values have one width, which the output reads."""
         (query, _), (key, _), (value, _) = self.matrices()
         return query.shape == key.shape == value.shape and self.output.in_features == len(value)
 
 
-def find_attention(block):
+def find_attention(block: nn.Module) -> AttentionLayers | None:
     """Return the `AttentionLayers` of the first self-attention in a block, None if there is none.
 
     Queries, keys and values must have one width, without norms of their own.
@@ -86,20 +88,21 @@ def find_attention(block):
         if output is None or n_heads == 0:
             continue
         layers = AttentionLayers(path, module, projections, output, n_heads)
-        if layers._widths_fit:
+        if layers.widths_fit:
             return layers
     return None
 
 
-def _projections_of(module):
+def _projections_of(module: nn.Module) -> tuple[nn.Linear, ...] | None:
     for names in (*_PROJECTIONS, (_FUSED,)):
-        layers = tuple(getattr(module, name, None) for name in names)
-        if all(isinstance(layer, nn.Linear) for layer in layers):
+        found = [getattr(module, name, None) for name in names]
+        layers = tuple(layer for layer in found if isinstance(layer, nn.Linear))
+        if len(layers) == len(names):
             return layers
     return None
 
 
-def _output_of(block, attention):
+def _output_of(block: nn.Module, attention: nn.Module) -> nn.Linear | None:
     """Return the layer that mixes the heads: in the attention, or beside it."""
     parents = [attention] + [m for m in block.modules() if attention in m.children()]
     for parent in parents:
@@ -113,12 +116,12 @@ def _output_of(block, attention):
     return None
 
 
-def _has_norms(attention):
+def _has_norms(attention: nn.Module) -> bool:
     norms = [getattr(attention, name, None) for name in _NORMS]
     return any(isinstance(n, nn.Module) and not isinstance(n, nn.Identity) for n in norms)
 
 
-def _linear(weight, bias):
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """Return a new linear layer with copies of a weight and a bias."""
     layer = nn.utils.skip_init(nn.Linear, weight.shape[1], len(weight), bias=bias is not None)
     layer = layer.to(weight)
@@ -128,5 +131,5 @@ def _linear(weight, bias):
     return layer
 
 
-def _detached(tensor):
+def _detached(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()

@@ -66,7 +66,7 @@ class CalibratedPath:
             What `reduce` returned, for all samples.
         """
         calibration, scales = self.calibration, self.calibration.scales
-        noise, draws = self._noise(), self._draws(backbone)
+        noise, draws = self._noise(), self._draws()
         if noise is None and not variance:
             # Noise on the way is not seen: do not measure the distance of the embedding for it.
             scales = replace(scales, shared=0.0, token=0.0)
@@ -94,9 +94,9 @@ class CalibratedPath:
             return PathNoise.of(self.path, self.n_samples, self.seed)
         return None
 
-    def _draws(self, backbone: Backbone) -> Tensor | None:
-        if self.calibration.has_noise and self.inference == "moments":
-            return moment_draws(backbone.n_outputs, self.seed)
+    def _draws(self) -> Tensor | None:
+        if self.calibration.table is not None and self.inference == "moments":
+            return moment_draws(self.calibration.table.covariance.shape[1], self.seed)
         return None
 
 

@@ -5,18 +5,21 @@ stored, and the weights where fine-tuning has changed them: `load` finds it by i
 it.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from sklearn.frozen import FrozenEstimator
 
 from sklearn_diffuq._backbones.fingerprint import model_in_words
 from sklearn_diffuq._state import State
+from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
 from sklearn_diffuq._wrapped.transformer_classifier import TransformerClassifier
 from sklearn_diffuq.exceptions import BackboneError
 
 
-def wrapped_state(wrapped):
+def wrapped_state(wrapped: BackboneClassifier) -> State:
     """Return the state of a fitted wrapped classifier.
 
     Parameters
@@ -29,13 +32,13 @@ def wrapped_state(wrapped):
         Without parameters if it can only be given to `load_wrapped`: a subclass of the package's
         classifiers may hold what is not known here.
     """
-    state = wrapped.to_state()
+    state: State = wrapped.to_state()
     if type(wrapped) in (FTTransformerClassifier, TransformerClassifier):
         return state
     return State(state.config | {"params": None}, state.tensors)
 
 
-def load_wrapped(state, classes, estimator):
+def load_wrapped(state: State, classes: np.ndarray, estimator: Any) -> BackboneClassifier:
     """Return the fitted wrapped classifier of a state.
 
     Parameters
@@ -75,7 +78,7 @@ def load_wrapped(state, classes, estimator):
     return _load_transformer(state, classes, estimator)
 
 
-def upgrade_wrapped(state):
+def upgrade_wrapped(state: State) -> State:
     """Return a state of format version 1 in the present format.
 
     The cut, the readout and the description of the model were not a part ``backbone`` then.
@@ -90,7 +93,7 @@ def upgrade_wrapped(state):
     return State(config, tensors)
 
 
-def _load_transformer(state, classes, estimator):
+def _load_transformer(state: State, classes: np.ndarray, estimator: Any) -> TransformerClassifier:
     model, preprocessor = estimator, None
     if isinstance(estimator, TransformerClassifier):
         model, preprocessor = estimator.model, estimator.preprocessor
@@ -121,7 +124,7 @@ def _load_transformer(state, classes, estimator):
         ) from error
 
 
-def _check_classes(estimator, classes):
+def _check_classes(estimator: BackboneClassifier, classes: np.ndarray) -> None:
     if not np.array_equal(estimator.classes_, classes):
         raise ValueError(
             "The wrapped classifier is not the one that was saved: expected the classes "
@@ -129,11 +132,11 @@ def _check_classes(estimator, classes):
         )
 
 
-def _saved_model(state):
+def _saved_model(state: State) -> str:
     return model_in_words(state.config["backbone"]["model"])
 
 
-def _in_words(estimator):
+def _in_words(estimator: object) -> str:
     if estimator is None or isinstance(estimator, str):
         return repr(estimator)
     fitted = "" if isinstance(estimator, torch.nn.Module) else ", not fitted"

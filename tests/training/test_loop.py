@@ -8,7 +8,8 @@ import torch
 from skorch.callbacks import Callback, EarlyStopping
 from torch import nn
 
-from sklearn_diffuq._training.loop import LoopOptions, train_module
+from sklearn_diffuq._training.loop import train_module
+from sklearn_diffuq._training.options import LoopOptions
 
 X = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
 Y = X @ torch.tensor([1.0, -2.0, 0.5]) + 0.3
