@@ -9,8 +9,6 @@ from torch import Tensor
 Batch: TypeAlias = dict[str, Tensor]  # the model inputs, samples on the first axis
 Call: TypeAlias = tuple[tuple, dict[str, Any]]  # the arguments of a block
 
-Batch = dict[str, torch.Tensor]
-
 
 @dataclass(frozen=True, eq=False)
 class Context:
