@@ -1,27 +1,36 @@
 """Calibrated scikit-learn classifiers from fine-tuned transformers.
 
 A deep classifier is read as a path of hidden states. The package keeps that path, learns how
-uncertain each of its steps is, and averages the predictions over it. The files follow the data::
+uncertain each of its steps is, and averages the predictions over it. The folders follow the data::
 
-        X, y
-         |
-    1. backbones/       the wrapped model, frozen: embed | blocks | readout
-         |   h_0, h_1 = f_1(h_0), ..., h_L
-    2. _path.py         every step becomes a Gaussian N(F_s(h), Sigma_s(h));
-       _covariance.py   Sigma_s grows with the distance from the training states
-       _attention.py    or with that which the frozen attention sees
-         |
-    3. _transition.py   one small network stands in for all the steps
-         |
-    4. _training.py     it is trained to follow the path on its own states
-         |
-    5. _propagation.py  the Gaussians are pushed to the readout: paths,
-       _moments.py      or their first-order law;
-       _calibration.py  held-out rows, and perturbed copies, set noise and temperature
-         |
-    6. _classifier.py   DiffusionCalibratedClassifier: fit, predict_proba, predict_uncertainty
+      the model                              the diffusion
 
-Beside the path stand :mod:`sklearn_diffuq.metrics` (how good are the probabilities?),
+    X, y
+     |
+     v
+    1. _inputs       rows -> batches
+     |
+     v
+    2. _backbones    a frozen torch model:
+     |               embed | blocks | readout
+     v                     |
+    3. _wrapped            |   h_0, h_1 = f_1(h_0), .., h_L
+       that model as a     v
+       scikit-learn        4. _path          every step is a Gaussian N(F_s(h), Sigma_s(h))
+       classifier           |
+     |                      v
+     v                     5. _propagation   paths, or their linearised law, to logits
+    baselines               |
+                            v
+                           6. _calibration   held-out labels -> noise and temperature
+                            |
+                            v
+                           7. _transition    one network for all steps, trained to follow the path
+
+    _fit_path.py puts a fit together, _fitted_path.py is its result, _classifier.py the estimator,
+    _predictions.py its answers, 8. _persistence its files. _training is the loop of every network.
+
+Beside them stand :mod:`sklearn_diffuq.metrics` (how good are the probabilities?),
 :mod:`sklearn_diffuq.datasets` (real and corrupted data to ask that question on) and
 :mod:`sklearn_diffuq.baselines` (other methods to ask it of).
 

@@ -1,9 +1,9 @@
 """Fitting a path: estimate it, fit one transition to it, calibrate it."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ class PathOptions:
 
     transition: str
     step_counts: tuple[int, ...]
-    rank: int | str | None
+    rank: int | Literal["auto"] | None
     n_shared_blocks: int
     covariance: str
     noise_rank: int
@@ -86,47 +86,90 @@ def fit_path(
     -------
     fitted : FittedPath
     """
-    seed, auto = options.seed, options.rank == "auto"
     grids = {n: time_grid(backbone.n_blocks, n) for n in options.step_counts}
-    first = next(iter(grids.values()))
+    some = training.take(random_rows(len(training), MAX_STATISTICS_ROWS, options.seed))
     intervals = sorted({interval for grid in grids.values() for interval in steps_of(grid)})
-    some = training.take(random_rows(len(training), MAX_STATISTICS_ROWS, seed))
-    unified = options.transition == "unified"
-    statistics = collect_statistics(backbone, _batches(some, backbone), intervals, unified)
-    covariance = _frozen_covariance(backbone, some, statistics, options)
-    calibrator = Calibrator(backbone, held_out, options.covariance != "constant", seed)
-    path = GaussianPath(BlockwiseMean(backbone), covariance, first)
+    is_unified = options.transition == "unified"
+    statistics = collect_statistics(backbone, _batches(some, backbone), intervals, is_unified)
+    path = _frozen_path(backbone, some, statistics, next(iter(grids.values())), options)
+    calibrator = Calibrator(backbone, held_out, options.covariance != "constant", options.seed)
     frozen = calibrator.reference(path)
-    references = {grid: replace(frozen, law=None) for grid in grids.values()} | {first: frozen}
-    history: list[dict[str, Any]] = []
-    if unified:
-        assert statistics.moments is not None
-        can_be_exact = len(grids) == 1 and len(intervals) == backbone.n_blocks
-        rank = _rank(backbone, statistics.moments, held_out, frozen, options)
-        transition = _start(backbone, statistics.moments, covariance, rank, options)
-        references = {first: replace(frozen, law=None)}
-        if rank is not None or not can_be_exact:
-            objective = PathObjective(
-                backbone,
-                transition,
-                covariance,
-                calibrator.moments(path, frozen).scales,
-                list(grids.values()),
-                training,
-                frozen.temperature,
-                options.training,
-            )
-            history = train_transition(objective, held_out)
-            trained = {g: calibrator.run_mean(transition, g) for g in grids.values()}
-            if auto and can_be_exact and trained[first].nll > frozen.nll + NLL_MARGIN:
-                transition = _start(backbone, statistics.moments, covariance, None, options)
-            else:
-                references = trained
-                _warn_of_lost_accuracy(transition.rank, trained, frozen, held_out.y)
-        transition.requires_grad_(False)
+    if is_unified:
+        transition, references, history = fit_transition(
+            path, statistics, list(grids.values()), training, calibrator, frozen, options
+        )
         path = _own_path(transition, path, some, statistics, options)
+    else:
+        # on any grid the mean is the wrapped model's; linearised is the path on the first one
+        references = {grid: replace(frozen, law=None) for grid in grids.values()}
+        references[path.grid], history = frozen, []
     calibrations = {n: calibrator.calibrate(path.on(g), references[g]) for n, g in grids.items()}
-    return FittedPath(path, grids, calibrations, history, seed)
+    return FittedPath(path, grids, calibrations, history, options.seed)
+
+
+def fit_transition(
+    path: GaussianPath,
+    statistics: PathStatistics,
+    grids: Sequence[Grid],
+    training: LabelledInputs,
+    calibrator: Calibrator,
+    frozen: Reference,
+    options: PathOptions,
+) -> tuple[UnifiedTransition, dict[Grid, Reference], list[dict[str, Any]]]:
+    """Fit one transition for all steps: choose its rank, start it, train it, accept it or not.
+
+    Parameters
+    ----------
+    path : GaussianPath
+        The frozen path.
+    statistics : PathStatistics
+        Of the frozen path.
+    grids : sequence of tuple of int
+        Time grids to fit for.
+    training : LabelledInputs
+    calibrator : Calibrator
+    frozen : Reference
+        Of the frozen path.
+    options : PathOptions
+
+    Returns
+    -------
+    transition : UnifiedTransition
+        Without gradients.
+    references : dict from tuple of int to Reference
+        What it says of the held-out samples on each grid.
+    history : list of dict
+        One entry per epoch of training; empty if nothing was trained.
+    """
+    backbone, held_out, rank = calibrator.backbone, calibrator.held_out, options.rank
+    if rank == "auto":
+        moments, n_shared_blocks = statistics.moments, options.n_shared_blocks
+        rank = choose_rank(backbone, moments, held_out, n_shared_blocks, frozen, options.seed)
+    transition = _start(backbone, statistics.moments, path.covariance, rank, options)
+    # at full rank, with one step per block, the transition is the wrapped model
+    is_exact = len(grids) == 1 and path.n_steps == backbone.n_blocks
+    exact = {path.grid: replace(frozen, law=None)}
+    if is_exact and rank is None:
+        return transition.requires_grad_(False), exact, []
+    scales = calibrator.moments(path, frozen).scales
+    objective = PathObjective(
+        backbone,
+        transition,
+        path.covariance,
+        scales,
+        grids,
+        training,
+        frozen.temperature,
+        options.training,
+    )
+    history = train_transition(objective, held_out)
+    trained = {grid: calibrator.run_mean(transition, grid) for grid in grids}
+    loses = trained[path.grid].nll > frozen.nll + NLL_MARGIN
+    if options.rank == "auto" and is_exact and loses:
+        transition = _start(backbone, statistics.moments, path.covariance, None, options)
+        return transition.requires_grad_(False), exact, history
+    _warn_of_lost_accuracy(rank, trained, frozen, held_out.y)
+    return transition.requires_grad_(False), trained, history
 
 
 def _batches(labelled: LabelledInputs, backbone: Backbone) -> Iterator[Batch]:
@@ -134,10 +177,14 @@ def _batches(labelled: LabelledInputs, backbone: Backbone) -> Iterator[Batch]:
         yield batch
 
 
-def _frozen_covariance(
-    backbone: Backbone, some: LabelledInputs, statistics: PathStatistics, options: PathOptions
-) -> StateCovariance:
-    """Return the covariance of the frozen path."""
+def _frozen_path(
+    backbone: Backbone,
+    some: LabelledInputs,
+    statistics: PathStatistics,
+    grid: Grid,
+    options: PathOptions,
+) -> GaussianPath:
+    """Return the path whose mean is the wrapped model."""
     generator = torch.Generator().manual_seed(options.seed)
     if options.covariance == "attention":
         fewer = some.take(np.arange(min(len(some), MAX_ATTENTION_ROWS)))
@@ -147,21 +194,7 @@ def _frozen_covariance(
         )
     else:
         covariance = fit_covariance(statistics, options.noise_rank, generator)
-    return covariance.to(backbone.device)
-
-
-def _rank(
-    backbone: Backbone,
-    moments: InputMoments,
-    held_out: LabelledInputs,
-    frozen: Reference,
-    options: PathOptions,
-) -> int | None:
-    """Return the rank asked for; "auto" chooses one."""
-    if not isinstance(options.rank, str):
-        return options.rank
-    n_shared_blocks, seed = options.n_shared_blocks, options.seed
-    return choose_rank(backbone, moments, held_out, n_shared_blocks, frozen, seed)
+    return GaussianPath(BlockwiseMean(backbone), covariance.to(backbone.device), grid)
 
 
 def _start(

@@ -1,7 +1,11 @@
-"""What a fitted object is built again from: values that JSON knows, and tensors."""
+"""What a fitted object is restored from: values that JSON knows, and tensors."""
 
 from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 
@@ -16,7 +20,7 @@ class State:
     tensors : dict of str to Tensor
     """
 
-    config: dict
+    config: dict[str, Any]
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def with_parts(self, **parts: "State") -> "State":
@@ -32,3 +36,20 @@ class State:
         start = name + "."
         tensors = {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
         return State(self.config.get(name, {}), tensors)
+
+
+def plain(value: object) -> str | bool | int | float | list[int] | None:
+    """Return a parameter as JSON knows it, else None."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, torch.device):
+        value = str(value)
+    if isinstance(value, (tuple, list)) and value and all(isinstance(v, Integral) for v in value):
+        return [int(v) for v in value]
+    return value if isinstance(value, (str, bool, int, float)) else None
+
+
+def column_names(estimator: object) -> list[str] | None:
+    """Return the ``feature_names_in_`` of an estimator for JSON, None if there are none."""
+    names = getattr(estimator, "feature_names_in_", None)
+    return None if names is None else names.tolist()

@@ -1,6 +1,7 @@
 """The documentation is checked: docstrings, stated defaults, README code, completeness."""
 
 import ast
+import contextlib
 import inspect
 import os
 import re
@@ -8,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from numpydoc.docscrape import FunctionDoc
 from numpydoc.validate import validate
@@ -133,3 +135,33 @@ def test_readme_code_runs():
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as in all tests, see conftest.py
     code = "\n".join(blocks)
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=one_thread)
+
+
+def equations(text, pattern):
+    return {number for found in re.findall(pattern, text) for number in found.split(", ")}
+
+
+def test_equations_of_the_guide_and_of_the_code_are_the_same():
+    guide = (ROOT / "doc" / "user_guide" / "method.rst").read_text(encoding="utf-8")
+    code = "".join(path.read_text("utf-8") for path in (ROOT / "sklearn_diffuq").rglob("*.py"))
+    numbers = r"[Ee]qs?\. (\d+\.\d+(?:, \d+\.\d+)*)"
+    assert equations(code, numbers) == equations(guide, r"\\tag\{([\d.]+)\}")
+
+
+def test_constants_of_the_guide_have_the_values_of_the_code():
+    guide = (ROOT / "doc" / "user_guide" / "method.rst").read_text(encoding="utf-8")
+    listed = re.findall(r"\* - ``(\w+)``\n      - (.+)\n", guide[guide.index("8. Constants") :])
+    values = {}
+    for path in (ROOT / "sklearn_diffuq").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                with contextlib.suppress(ValueError):
+                    values[node.targets[0].id] = ast.literal_eval(node.value)
+    checked = 0
+    for name, text in listed:
+        stated = [float(number) for number in re.findall(r"(?<![\w.])\d+(?:\.\d+)?", text)]
+        value = values.get(name)
+        if isinstance(value, int | float | tuple):
+            assert stated == list(np.atleast_1d(value)), name
+            checked += 1
+    assert checked > 25

@@ -19,7 +19,7 @@ from sklearn_diffuq._path.mean import BlockwiseMean
 from sklearn_diffuq._path.statistics import collect_statistics
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
 from sklearn_diffuq._propagation.propagate import mean_logits
-from sklearn_diffuq._training.loop import LoopOptions
+from sklearn_diffuq._training.options import LoopOptions
 from sklearn_diffuq._transition import rank as rank_module
 from sklearn_diffuq._transition import train as train_module
 from sklearn_diffuq._transition.options import TrainingOptions

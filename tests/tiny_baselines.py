@@ -1,4 +1,4 @@
-"""Every rival with settings for a quick fit."""
+"""Every baseline with settings for a quick fit."""
 
 from sklearn_diffuq import baselines
 
@@ -15,6 +15,6 @@ QUICK = {
 
 
 def make(name, estimator, **parameters):
-    """Return an unfitted rival with quick settings."""
+    """Return an unfitted baseline with quick settings."""
     options = {"device": "cpu", "random_state": 0, **QUICK[name], **parameters}
     return getattr(baselines, name)(estimator, **options)

@@ -7,19 +7,25 @@ positions, final norms, poolers and heads need no code per architecture, and `Ba
 on one batch that the cut repeats the model bit for bit.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_diffuq._backbones.context import Context, mean_over_tokens, token_mask
+from sklearn_diffuq._backbones.context import Batch, Context, mean_over_tokens, token_mask
+from sklearn_diffuq._backbones.cut import Cut, call_stubbed, record_calls
 from sklearn_diffuq._backbones.discovery import call_model, candidate_blocks, read_logits
+from sklearn_diffuq._backbones.fingerprint import check_same_model, describe_model
 from sklearn_diffuq._backbones.freezing import frozen, lock_of
-from sklearn_diffuq._backbones.probe import (
-    check_replay,
-    check_trace,
-    replaced_forwards,
-    trace_blocks,
-)
+from sklearn_diffuq._backbones.probe import check_replay, check_trace, trace_blocks
 from sklearn_diffuq._inputs.batching import map_rows
+from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+from sklearn_diffuq._state import State
 from sklearn_diffuq.exceptions import BackboneError
 
 
@@ -88,78 +94,75 @@ class Backbone:
     True
     """
 
-    def __init__(self, module, *, blocks=None, readout=None, columns=None):
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        blocks: str | None = None,
+        readout: nn.Module | None = None,
+        columns: list[int] | None = None,
+    ) -> None:
         candidate_blocks(module, blocks)  # a wrong path should fail here, not at the first batch
         self.module = module
         self.requested_path = blocks
         self.custom_readout = readout
         self.columns = columns
-        self._cut = None
+        self._cut: Cut | None = None
 
-    def __sklearn_clone__(self):
+    def __sklearn_clone__(self) -> "Backbone":
         return self
 
     # What `probe` found ----------------------------------------------------------------------
 
     @property
-    def path(self):
+    def path(self) -> str:
         return self._probed().path
 
     @property
-    def blocks(self):
-        return list(self.module.get_submodule(self.path))
+    def blocks(self) -> list[nn.Module]:
+        return list(self.module.get_submodule(self.path).children())
 
     @property
-    def n_blocks(self):
+    def n_blocks(self) -> int:
         return len(self._probed().slots)
 
     @property
-    def width(self):
+    def width(self) -> int:
         return self._probed().width
 
     @property
-    def n_outputs(self):
+    def n_outputs(self) -> int | None:
         return self._probed().n_outputs if self.columns is None else len(self.columns)
 
     @property
-    def device(self):
-        return next(self.module.parameters()).device
-
-    @property
-    def has_head(self):
+    def has_head(self) -> bool:
         return self.n_outputs is not None
 
-    def _probed(self):
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+    def _probed(self) -> Cut:
         if self._cut is None:
             raise BackboneError("The model has not been cut yet: call probe(batch) once first.")
         return self._cut
 
     # The cut ---------------------------------------------------------------------------------
 
-    def frozen(self):
+    def frozen(self) -> AbstractContextManager[None]:
         """Return a context that holds the model in eval mode, without gradients; see `frozen`."""
         roots = [root for root in (self.module, self.custom_readout) if root is not None]
         return frozen(self.module, roots)
 
-    def logits(self, batch):
-        """Return the logits of the whole model.
-
-        Parameters
-        ----------
-        batch : dict of str to torch.Tensor
-            The model inputs.
-
-        Returns
-        -------
-        logits : torch.Tensor of shape (n, n_outputs)
-        """
+    def logits(self, batch: Batch) -> Tensor:
+        """Return the logits (n, n_outputs) of the whole model for a batch of model inputs."""
         if self.custom_readout is not None:
             h, context = self.embed(batch)
             return self.readout(self.advance(h, context), context)
         with lock_of(self.module):
             return self.align(self._require_logits(call_model(self.module, batch)))
 
-    def embed(self, batch):
+    def embed(self, batch: Batch) -> tuple[Tensor, Context]:
         """Return the state that enters the first block, at the cost of the embedding alone.
 
         Parameters
@@ -173,28 +176,12 @@ class Backbone:
         context : Context
             Has to be given to `block` and `readout` with states of this batch.
         """
-        cut, calls, states = self._probed(), [], []
+        h, calls = record_calls(self.module, self.blocks, self._probed(), batch)
+        return h, Context(dict(batch), token_mask(batch, h), calls, self._probed().slots)
 
-        def record(k, args, kwargs):
-            slot = cut.slots[k]
-            if isinstance(slot, int):
-                h, args = args[slot], args[:slot] + args[slot + 1 :]
-            else:
-                h = kwargs.pop(slot)
-            calls.append((args, kwargs))
-            states.append(h)
-            return h
-
-        self._call_stubbed(batch, record)
-        if len(calls) != self.n_blocks:
-            raise BackboneError(
-                f"{type(self.module).__name__} called {len(calls)} of its {self.n_blocks} blocks. "
-                "In training mode some models drop blocks at random: use frozen()."
-            )
-        mask = token_mask(batch, states[0])
-        return states[0], Context(dict(batch), mask, tuple(calls), cut.slots)
-
-    def block(self, k, h, context, call=None):
+    def block(
+        self, k: int, h: Tensor, context: Context, call: Callable[..., Any] | None = None
+    ) -> Tensor:
         """Apply one block to a state.
 
         Parameters
@@ -217,7 +204,9 @@ class Backbone:
             output = (self.blocks[k] if call is None else call)(*args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
-    def advance(self, h, context, start=0, stop=None):
+    def advance(
+        self, h: Tensor, context: Context, start: int = 0, stop: int | None = None
+    ) -> Tensor:
         """Apply the blocks from `start` up to, not including, `stop`; None means all that follow.
 
         Parameters and result are those of `block`.
@@ -226,7 +215,7 @@ class Backbone:
             h = self.block(k, h, context)
         return h
 
-    def states(self, h, context):
+    def states(self, h: Tensor, context: Context) -> list[Tensor]:
         """Return the embedding `h` and the state after each block.
 
         Parameters
@@ -244,29 +233,23 @@ class Backbone:
             states.append(self.block(k, states[-1], context))
         return states
 
-    def readout(self, h, context):
-        """Return the logits of a state after the last block.
+    def readout(self, h: Tensor, context: Context) -> Tensor:
+        """Return the logits (n, n_outputs) of a state (n, t, d) after the last block.
 
-        Parameters
-        ----------
-        h : torch.Tensor of shape (n, t, d)
-            Any state of the context's batch. Gradients flow through it.
-        context : Context
-            What `embed` returned for the batch.
-
-        Returns
-        -------
-        logits : torch.Tensor of shape (n, n_outputs)
+        Gradients flow through the state.
         """
         return self.align(self.native_readout(h, context))
 
-    def native_readout(self, h, context):
+    def native_readout(self, h: Tensor, context: Context) -> Tensor:
         """Return the logits of `readout` before the `columns` of the classes are chosen."""
         if self.custom_readout is not None:
             return self.custom_readout(self.features(h, context))
-        return self._require_logits(self._call_stubbed(context.batch, lambda *call: h))
+        output = call_stubbed(
+            self.module, self.blocks, self._probed(), context.batch, lambda k, args, kwargs: h
+        )
+        return self._require_logits(output)
 
-    def align(self, logits):
+    def align(self, logits: Tensor) -> Tensor:
         """Return the logits (n, n_outputs) of the classes among native logits."""
         if self.columns is None:
             return logits
@@ -274,18 +257,11 @@ class Backbone:
             logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
         return logits[:, self.columns]
 
-    def features(self, h, context):
+    def features(self, h: Tensor, context: Context) -> Tensor:
         """Return pooled features: the mean over real tokens of the layer-normalised state.
 
         Tokens are normalised before the mean, since in models with a final norm single tokens can
         be orders of magnitude longer than all others.
-
-        Parameters
-        ----------
-        h : torch.Tensor of shape (n, t, d)
-            A state of the context's batch.
-        context : Context
-            What `embed` returned for the batch.
 
         Returns
         -------
@@ -293,16 +269,25 @@ class Backbone:
         """
         return mean_over_tokens(F.layer_norm(h, h.shape[-1:]), context.mask)
 
-    def map_rows(self, function, inputs):
-        """Return ``function(batch)`` of all rows of encoded inputs as one float64 array.
+    def map_rows(self, function: Callable[[Batch], Tensor], inputs: EncodedInputs) -> np.ndarray:
+        """Apply a function to all samples, batch by batch, with the model frozen.
 
-        The model is frozen; a row's value depends on the row alone.
+        Parameters
+        ----------
+        function : callable
+            ``function(batch)`` returns a tensor with one value per sample on its first axis.
+        inputs : EncodedInputs of length n
+
+        Returns
+        -------
+        values : ndarray of shape (n, ...) and dtype float64
+            A sample's value depends on the sample alone.
         """
         with self.frozen(), torch.no_grad():
             (values,) = map_rows(lambda batch: (function(batch).double(),), inputs, self.device)
         return values.numpy()
 
-    def probe(self, batch):
+    def probe(self, batch: Batch) -> "Backbone":
         """Cut the model and check on one batch that the cut repeats it exactly.
 
         Parameters
@@ -325,31 +310,64 @@ class Backbone:
             trace = trace_blocks(
                 self.module, batch, candidate_blocks(self.module, self.requested_path)
             )
-            before, self._cut = self._cut, check_trace(self.module, trace, batch)
+            before, cut = self._cut, check_trace(self.module, trace, batch)
+            self._cut = cut
             try:
-                self._cut.n_outputs = check_replay(self, batch, trace)
+                cut.n_outputs = check_replay(self, batch, trace)
             except BaseException:
                 self._cut = before
                 raise
         return self
 
+    # Saving and loading ----------------------------------------------------------------------
+
+    def to_state(self) -> State:
+        """Return the cut, the columns, a linear readout, and what recognises the model.
+
+        The weights of the model are not part of it.
+
+        Raises
+        ------
+        ValueError
+            If the readout is a module other than a ``torch.nn.Linear``.
+        """
+        readout = self.custom_readout
+        if readout is not None and type(readout) is not nn.Linear:
+            raise ValueError(
+                f"A readout of type {type(readout).__name__} cannot be saved, only a "
+                "torch.nn.Linear."
+            )
+        config = {
+            "columns": self.columns,
+            "cut": asdict(self._probed()),
+            "model": describe_model(self.module, self.path),
+        }
+        weights = {} if readout is None else readout.state_dict()
+        return State(config, {f"readout.{name}": value for name, value in weights.items()})
+
+    @classmethod
+    def from_state(cls, state: State, module: nn.Module) -> "Backbone":
+        """Restore the cut on the model that was cut, or on a copy of it, without probing again.
+
+        Raises
+        ------
+        BackboneError
+            If the blocks or the weights of `module` are not those of the model that was cut.
+        """
+        check_same_model(state.config["model"], module)
+        cut, weights = state.config["cut"], state.part("readout").tensors
+        backbone = cls(module, blocks=cut["path"], columns=state.config["columns"])
+        if weights:
+            n_outputs, width = weights["weight"].shape
+            readout = nn.Linear(width, n_outputs, bias="bias" in weights)
+            readout.load_state_dict(weights)
+            backbone.custom_readout = readout.to(backbone.device)
+        backbone._cut = Cut(**cut | {name: tuple(cut[name]) for name in ("slots", "extras")})
+        return backbone
+
     # Inside ----------------------------------------------------------------------------------
 
-    def _call_stubbed(self, batch, state):
-        """Call the model with block k returning ``state(k, args, kwargs)``."""
-        extras = self._probed().extras
-
-        def stub(k, original):
-            def forward(*args, **kwargs):
-                h = state(k, args, kwargs)
-                return h if extras[k] is None else (h, *[None] * extras[k])
-
-            return forward
-
-        with lock_of(self.module), replaced_forwards(self.blocks, stub):
-            return call_model(self.module, batch)
-
-    def _require_logits(self, output):
+    def _require_logits(self, output: Any) -> Tensor:
         logits = read_logits(self.module, output)
         if logits is None:
             raise BackboneError(

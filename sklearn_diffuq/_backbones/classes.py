@@ -5,11 +5,15 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
+
 INVERSE_PENALTY = 0.1  # C of the logistic regression that stands in for a head
 
 
-def match_columns(classes, n_outputs, names=None):
-    """Say which logit belongs to which class.
+def match_columns(
+    classes: np.ndarray, n_outputs: int | None, names: dict[int, str] | None = None
+) -> list[int] | None:
+    """Match native logits with the classes.
 
     Parameters
     ----------
@@ -18,7 +22,7 @@ def match_columns(classes, n_outputs, names=None):
     n_outputs : int or None
         Number of native logits; 1 counts as two classes, None means that there is no head.
     names : dict of int to str, default=None
-        What the model calls its classes (``id2label``); generic names count as none.
+        Names of the classes in the model (``id2label``); generic names count as none.
 
     Returns
     -------
@@ -30,20 +34,22 @@ def match_columns(classes, n_outputs, names=None):
     if n_outputs is None:
         return None
     n_native = max(2, n_outputs)
-    names = {} if names is None else {str(name): int(i) for i, name in names.items()}
-    if all(name == f"LABEL_{i}" for name, i in names.items()) or len(names) != n_native:
-        names = {}
+    columns = {} if names is None else {str(name): int(i) for i, name in names.items()}
+    if all(name == f"LABEL_{i}" for name, i in columns.items()) or len(columns) != n_native:
+        columns = {}
     labels = classes.tolist()
-    if names and all(str(label) in names for label in labels):
-        return [names[str(label)] for label in labels]
+    if columns and all(str(label) in columns for label in labels):
+        return [columns[str(label)] for label in labels]
     if classes.dtype.kind in "buif" and all(label in range(n_native) for label in labels):
         return [int(label) for label in labels]
-    if not names and len(labels) == n_native:
+    if not columns and len(labels) == n_native:
         return list(range(n_native))
     return None
 
 
-def fit_linear_readout(features, training, n_classes):
+def fit_linear_readout(
+    features: np.ndarray, training: LabelledInputs, n_classes: int
+) -> torch.nn.Linear:
     """Fit a multinomial logistic regression and return it as a layer on raw features.
 
     Parameters

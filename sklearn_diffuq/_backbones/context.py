@@ -1,10 +1,13 @@
-"""What one batch brings to every block besides the hidden state."""
+"""What every block needs of a batch besides the hidden state."""
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
-Batch = dict[str, torch.Tensor]
+Batch: TypeAlias = dict[str, Tensor]  # the model inputs, samples on the first axis
+Call: TypeAlias = tuple[tuple, dict[str, Any]]  # the arguments of a block
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,12 +26,12 @@ class Context:
         Where the hidden state goes in each block's arguments: a position or a keyword.
     """
 
-    batch: dict
-    mask: torch.Tensor | None
-    calls: tuple
-    slots: tuple
+    batch: Batch
+    mask: Tensor | None
+    calls: tuple[Call, ...]
+    slots: tuple[int | str, ...]
 
-    def arguments(self, k, h):
+    def arguments(self, k: int, h: Tensor) -> Call:
         """Return the ``(args, kwargs)`` that call block `k` on the state `h`."""
         (args, kwargs), slot = self.calls[k], self.slots[k]
         if isinstance(slot, int):
@@ -36,7 +39,7 @@ class Context:
         return args, {**kwargs, slot: h}
 
 
-def token_mask(batch, h):
+def token_mask(batch: Batch, h: Tensor) -> Tensor | None:
     """Return the batch's attention mask if it has one entry per token of the state, else None."""
     mask = batch.get("attention_mask")
     if mask is None or mask.shape != h.shape[:2]:
@@ -44,7 +47,7 @@ def token_mask(batch, h):
     return mask.to(torch.bool)
 
 
-def mean_over_tokens(values, mask):
+def mean_over_tokens(values: Tensor, mask: Tensor | None) -> Tensor:
     """Return the mean over real tokens.
 
     Parameters

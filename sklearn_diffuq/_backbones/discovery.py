@@ -1,6 +1,8 @@
 """Where a model keeps its blocks, how it is called, and where its logits are."""
 
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,7 +10,7 @@ from torch import nn
 from sklearn_diffuq.exceptions import BackboneError
 
 
-def find_blocks(module):
+def find_blocks(module: nn.Module) -> dict[str, list[nn.Module]]:
     """Find the lists in a module tree that may be the blocks of a transformer.
 
     Parameters
@@ -30,7 +32,7 @@ def find_blocks(module):
     >>> {path: len(blocks) for path, blocks in find_blocks(model).items()}
     {'blocks': 3}
     """
-    found = []
+    found: list[tuple[int, str, list[nn.Module]]] = []
     for path, child in module.named_modules():
         if not isinstance(child, (nn.ModuleList, nn.Sequential)):
             continue
@@ -43,22 +45,22 @@ def find_blocks(module):
     return {path: blocks for _, path, blocks in found}
 
 
-def candidate_blocks(module, path=None):
+def candidate_blocks(module: nn.Module, path: str | None = None) -> dict[str, list[nn.Module]]:
     """Return ``{path: blocks}``: the list the user named, or all candidates, best first."""
     name = type(module).__name__
     if path is not None:
         try:
-            blocks = module.get_submodule(path)
+            named = module.get_submodule(path)
         except AttributeError:
             raise BackboneError(
                 f"blocks={path!r} is not a submodule of {name}. {describe_candidates(module)}"
             ) from None
-        if not isinstance(blocks, (nn.ModuleList, nn.Sequential)) or len(blocks) == 0:
+        if not isinstance(named, (nn.ModuleList, nn.Sequential)) or len(named) == 0:
             raise BackboneError(
-                f"blocks={path!r} is a {type(blocks).__name__} in {name}, but must be a non-empty "
+                f"blocks={path!r} is a {type(named).__name__} in {name}, but must be a non-empty "
                 f"ModuleList or Sequential. {describe_candidates(module)}"
             )
-        return {path: list(blocks)}
+        return {path: list(named)}
     if is_hugging_face(module) and getattr(module.config, "is_encoder_decoder", False):
         raise BackboneError(
             f"{name} is an encoder-decoder model: it has two chains of blocks, and which of them "
@@ -75,7 +77,7 @@ def candidate_blocks(module, path=None):
     return candidates
 
 
-def describe_candidates(module, without=None):
+def describe_candidates(module: nn.Module, without: str | None = None) -> str:
     """List the candidates for an error message."""
     found = {path: blocks for path, blocks in find_blocks(module).items() if path != without}
     if not found:
@@ -87,7 +89,7 @@ def describe_candidates(module, without=None):
     return f"Lists that can be named by blocks=: {listed}."
 
 
-def is_hugging_face(module):
+def is_hugging_face(module: nn.Module) -> bool:
     """Tell whether a module is a transformers model, without importing transformers."""
     return any(
         cls.__name__ == "PreTrainedModel" and cls.__module__.startswith("transformers.")
@@ -95,12 +97,12 @@ def is_hugging_face(module):
     )
 
 
-def is_timm(module):
+def is_timm(module: nn.Module) -> bool:
     """Tell whether a module is a timm model, without importing timm."""
     return any(cls.__module__.startswith("timm.models.") for cls in type(module).__mro__)
 
 
-def call_model(module, batch):
+def call_model(module: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
     """Call a model on a batch, a dict of tensors.
 
     Hugging Face models, and any model whose ``forward`` has parameters of all the batch's names,
@@ -114,7 +116,7 @@ def call_model(module, batch):
     return module(*batch.values())
 
 
-def _quiet_options(config, parameters):
+def _quiet_options(config: Any, parameters: Mapping[str, inspect.Parameter]) -> dict[str, bool]:
     """Options that keep a Hugging Face model from keeping a cache or installing hooks."""
     options = {}
     takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
@@ -129,7 +131,7 @@ def _quiet_options(config, parameters):
     return options
 
 
-def read_logits(module, output):
+def read_logits(module: nn.Module, output: Any) -> torch.Tensor | None:
     """Return the ``(n, n_classes)`` logits in a model's output, or None if it has none."""
     if is_timm(module) and getattr(module, "num_classes", None) == 0:
         return None  # pooled features, which have the shape of logits

@@ -1,9 +1,10 @@
 """FT-Transformer for tables (Gorishniy et al. 2021, arXiv:2106.11959), with callable blocks."""
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 
@@ -18,7 +19,9 @@ class FeatureTokenizer(nn.Module):
         - Output: (n, n_numeric + n_categorical, width).
     """
 
-    def __init__(self, n_numeric, cardinalities, width):
+    offsets: Tensor
+
+    def __init__(self, n_numeric: int, cardinalities: list[int], width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_numeric, width))
         self.bias = nn.Parameter(torch.empty(n_numeric, width))
@@ -33,7 +36,7 @@ class FeatureTokenizer(nn.Module):
             self.missing.zero_()
             self.category.weight[self.offsets] = 0.0
 
-    def forward(self, x_num, x_cat=None):
+    def forward(self, x_num: Tensor, x_cat: Tensor | None = None) -> Tensor:
         is_missing = torch.isnan(x_num)
         number = x_num.masked_fill(is_missing, 0.0).unsqueeze(-1)
         tokens = number * self.weight + self.bias + is_missing.unsqueeze(-1) * self.missing
@@ -50,7 +53,7 @@ class FTBlock(nn.Module):
         - Input and output: (n, tokens, width).
     """
 
-    def __init__(self, width, n_heads, hidden, dropout):
+    def __init__(self, width: int, n_heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.n_heads = n_heads
         self.dropout = dropout
@@ -61,13 +64,13 @@ class FTBlock(nn.Module):
         self.expand = nn.Linear(width, 2 * hidden)
         self.contract = nn.Linear(hidden, width)
 
-    def forward(self, h):
+    def forward(self, h: Tensor) -> Tensor:
         h = h + self.project(self._attend(self.attention_norm(h)))
         value, gate = self.expand(self.feedforward_norm(h)).chunk(2, dim=-1)
         hidden = F.dropout(value * F.relu(gate), self.dropout, self.training)
         return h + self.contract(hidden)
 
-    def _attend(self, h):
+    def _attend(self, h: Tensor) -> Tensor:
         n, tokens, width = h.shape
         qkv = self.qkv(h).view(n, tokens, 3, self.n_heads, width // self.n_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
@@ -120,8 +123,16 @@ class FTTransformer(nn.Module):
     """
 
     def __init__(
-        self, n_numeric, cardinalities, n_outputs, *, width=32, n_blocks=3, n_heads=4, dropout=0.1
-    ):
+        self,
+        n_numeric: int,
+        cardinalities: Sequence[int],
+        n_outputs: int,
+        *,
+        width: int = 32,
+        n_blocks: int = 3,
+        n_heads: int = 4,
+        dropout: float = 0.1,
+    ) -> None:
         super().__init__()
         if width % n_heads:
             raise ValueError(f"width must be a multiple of n_heads={n_heads}, got {width}.")
@@ -136,7 +147,7 @@ class FTTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, n_outputs)
 
-    def forward(self, x_num, x_cat=None):
+    def forward(self, x_num: Tensor, x_cat: Tensor | None = None) -> Tensor:
         tokens = self.tokenizer(x_num, x_cat)
         h = torch.cat([self.cls.expand(len(tokens), 1, -1), tokens], dim=1)
         for block in self.blocks:

@@ -1,12 +1,14 @@
-"""What a model is: loading it by name, and what it can read."""
+"""Loading a model by name, and what a model can read."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 
-def load_model(name):
+def load_model(name: str) -> tuple[nn.Module, Any]:
     """Load a pre-trained model.
 
     Parameters
@@ -42,13 +44,13 @@ def load_model(name):
     return model, load_preprocessor(name, is_image)
 
 
-def _is_timm_name(name):
+def _is_timm_name(name: str) -> bool:
     import timm
 
     return timm.is_model(name)
 
 
-def load_preprocessor(name, is_image):
+def load_preprocessor(name: str, is_image: bool) -> Any:
     """Load the tokenizer, or for images the image processor, of a Hugging Face directory."""
     import transformers
 
@@ -78,10 +80,10 @@ class ModelInputs:
     max_length: int | None = None
     pad_id: int | None = None
     n_channels: int | None = None
-    image_size: tuple | None = None
+    image_size: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, model):
+    def of(cls, model: nn.Module) -> "ModelInputs":
         """Read the configuration, else the layers, of a model."""
         config = getattr(model, "config", None)
         if getattr(model, "main_input_name", None) == "input_ids" and config is not None:
@@ -97,7 +99,7 @@ class ModelInputs:
         return cls("images", n_channels=convolution.in_channels, image_size=size)
 
 
-def _n_positions(model, config):
+def _n_positions(model: nn.Module, config: Any) -> int | None:
     """Return the number of tokens that a text model has positions for, None if any number."""
     n_positions = getattr(config, "max_position_embeddings", None)
     for name, module in model.named_modules():

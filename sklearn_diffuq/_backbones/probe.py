@@ -1,13 +1,23 @@
 """One traced forward of a model, and what has to hold for the model to be cut at its blocks."""
 
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch import Tensor, nn
 
+from sklearn_diffuq._backbones.context import Batch, Call
+from sklearn_diffuq._backbones.cut import Cut, replaced_forwards
 from sklearn_diffuq._backbones.discovery import call_model, describe_candidates, read_logits
 from sklearn_diffuq.exceptions import BackboneError
+
+if TYPE_CHECKING:
+    from sklearn_diffuq._backbones.backbone import Backbone
+
+Refused: TypeAlias = Callable[..., BackboneError]  # of a reason and a way out
 
 NESTED_WAY_OUT = (
     "Build nn.TransformerEncoder with enable_nested_tensor=False, or call "
@@ -16,50 +26,19 @@ NESTED_WAY_OUT = (
 
 
 @dataclass
-class Cut:
-    """What is known about a model that can be cut.
-
-    ``slots`` says where each block takes the hidden state (position or keyword), ``extras`` how
-    many values it returns after it in a tuple (None: it returns the bare state).
-    """
-
-    path: str
-    slots: tuple
-    extras: tuple
-    width: int
-    n_outputs: int | None = None
-
-
-@dataclass
 class Trace:
     """One forward: the order of block calls, their arguments and outputs, and the logits."""
 
     path: str
-    blocks: list
-    order: list
-    calls: list
-    outputs: list
-    mutates: list
-    logits: torch.Tensor | None
+    blocks: list[nn.Module]
+    order: list[int]
+    calls: list[Call]
+    outputs: list[Any]
+    mutates: list[bool]
+    logits: Tensor | None
 
 
-@contextmanager
-def replaced_forwards(blocks, forward_of):
-    """Replace the forward of block ``k`` by ``forward_of(k, original)`` for the time of a call."""
-    kept = [vars(block).get("forward") for block in blocks]
-    try:
-        for k, block in enumerate(blocks):
-            vars(block)["forward"] = forward_of(k, block.forward)
-        yield
-    finally:
-        for block, forward in zip(blocks, kept, strict=True):
-            if forward is None:
-                vars(block).pop("forward", None)
-            else:  # the model's owner had replaced it already
-                vars(block)["forward"] = forward
-
-
-def same(a, b):
+def same(a: Tensor, b: Tensor) -> bool:
     """Tell whether two tensors are equal bit for bit, up to the sign of zero; NaN equals NaN."""
     return (
         a.shape == b.shape
@@ -68,7 +47,7 @@ def same(a, b):
     )
 
 
-def trace_blocks(module, batch, candidates):
+def trace_blocks(module: nn.Module, batch: Batch, candidates: dict[str, list[nn.Module]]) -> Trace:
     """Trace the first of the candidate lists that the model calls."""
     for path, blocks in candidates.items():
         if len({id(block) for block in blocks}) < len(blocks):
@@ -84,11 +63,11 @@ def trace_blocks(module, batch, candidates):
     )
 
 
-def _trace(module, batch, path, blocks):
+def _trace(module: nn.Module, batch: Batch, path: str, blocks: list[nn.Module]) -> Trace:
     trace = Trace(path, blocks, [], [], [], [], None)
 
-    def recorder(k, original):
-        def forward(*args, **kwargs):
+    def recorder(k: int, original: Callable) -> Callable:
+        def forward(*args: Any, **kwargs: Any) -> Any:
             tensors = [value for value in (*args, *kwargs.values()) if _is_float(value)]
             copies = [tensor.clone() for tensor in tensors]
             output = original(*args, **kwargs)
@@ -105,7 +84,7 @@ def _trace(module, batch, path, blocks):
     return trace
 
 
-def check_trace(module, trace, batch):
+def check_trace(module: nn.Module, trace: Trace, batch: Batch) -> Cut:
     """Return the Cut that a trace supports, or raise BackboneError with the reason."""
     refused = partial(refusal, module, trace.path)
     n_blocks = len(trace.blocks)
@@ -115,9 +94,12 @@ def check_trace(module, trace, batch):
             f"are not called once each and in order, but in the order {trace.order[:24]}"
             + (" (a shared layer that is called repeatedly cannot be cut)" if repeated else "")
         )
-    slots = tuple(_hidden_slot(args, kwargs) for args, kwargs in trace.calls)
-    if None in slots:
-        raise refused(*_why_no_state(*trace.calls[slots.index(None)]))
+    slots: list[int | str] = []
+    for args, kwargs in trace.calls:
+        slot = _hidden_slot(args, kwargs)
+        if slot is None:
+            raise refused(*_why_no_state(args, kwargs))
+        slots.append(slot)
     inputs = [
         args[slot] if isinstance(slot, int) else kwargs[slot]
         for (args, kwargs), slot in zip(trace.calls, slots, strict=True)
@@ -135,13 +117,13 @@ def check_trace(module, trace, batch):
             )
     return Cut(
         path=trace.path,
-        slots=slots,
+        slots=tuple(slots),
         extras=tuple(len(o) - 1 if isinstance(o, tuple) else None for o in trace.outputs),
         width=inputs[0].shape[-1],
     )
 
 
-def check_replay(backbone, batch, trace):
+def check_replay(backbone: "Backbone", batch: Batch, trace: Trace) -> int | None:
     """Refuse the model unless the cut repeats the trace exactly; return the number of outputs."""
     refused = partial(refusal, backbone.module, trace.path)
     more = "are needed for more than their state"
@@ -176,7 +158,7 @@ def check_replay(backbone, batch, trace):
     return trace.logits.shape[-1]
 
 
-def refusal(module, path, reason, way_out=""):
+def refusal(module: nn.Module, path: str, reason: str, way_out: str = "") -> BackboneError:
     """Return the BackboneError with the reason, the way out and the other lists of blocks."""
     return BackboneError(
         f"{type(module).__name__} cannot be cut: its blocks {path!r} {reason}."
@@ -186,7 +168,7 @@ def refusal(module, path, reason, way_out=""):
 
 
 @contextmanager
-def _explained(refused, reason, way_out=""):
+def _explained(refused: Refused, reason: str, way_out: str = "") -> Iterator[None]:
     """Turn any error of the model into a refusal."""
     try:
         yield
@@ -194,19 +176,20 @@ def _explained(refused, reason, way_out=""):
         raise refused(f"{reason} ({error!r})", way_out) from error
 
 
-def _is_float(value):
+def _is_float(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point() and not value.is_nested
 
 
-def _hidden_slot(args, kwargs):
+def _hidden_slot(args: tuple, kwargs: dict[str, Any]) -> int | str | None:
     """Return where the state is: the first (n, t, d) floating tensor among the arguments."""
-    for slot, value in (*enumerate(args), *kwargs.items()):
+    candidates: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for slot, value in candidates:
         if _is_float(value) and value.ndim == 3:
             return slot
     return None
 
 
-def _why_no_state(args, kwargs):
+def _why_no_state(args: tuple, kwargs: dict[str, Any]) -> tuple[str, str]:
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
     if any(tensor.is_nested for tensor in tensors):
         return "get nested tensors (the fast path of nn.TransformerEncoder)", NESTED_WAY_OUT
@@ -217,7 +200,7 @@ def _why_no_state(args, kwargs):
     )
 
 
-def _hidden_output(output, refused):
+def _hidden_output(output: Any, refused: Refused) -> Tensor:
     if isinstance(output, tuple) and output:
         output = output[0]
     if not isinstance(output, torch.Tensor):
@@ -230,7 +213,9 @@ def _hidden_output(output, refused):
     return output
 
 
-def _check_shapes(inputs, outputs, batch, refused):
+def _check_shapes(
+    inputs: list[Tensor], outputs: list[Tensor], batch: Batch, refused: Refused
+) -> None:
     shapes = [tuple(h.shape) for h in (*inputs, *outputs)]
     if len(set(shapes)) > 1:
         raise refused(

@@ -48,7 +48,7 @@ class CalibratedPath:
     def probabilities(
         self, backbone: Backbone, inputs: EncodedInputs, reduce: Reduce, *, variance: bool = False
     ) -> list[np.ndarray]:
-        """Propagate samples and reduce the probabilities of their paths, chunk by chunk.
+        """Propagate samples and reduce the probabilities of their paths (eqs. 6.1, 6.3, 6.4).
 
         Parameters
         ----------
@@ -66,7 +66,7 @@ class CalibratedPath:
             What `reduce` returned, for all samples.
         """
         calibration, scales = self.calibration, self.calibration.scales
-        noise, draws = self._noise(), self._draws(backbone)
+        noise, draws = self._noise(), self._draws()
         if noise is None and not variance:
             # Noise on the way is not seen: do not measure the distance of the embedding for it.
             scales = replace(scales, shared=0.0, token=0.0)
@@ -94,14 +94,14 @@ class CalibratedPath:
             return PathNoise.of(self.path, self.n_samples, self.seed)
         return None
 
-    def _draws(self, backbone: Backbone) -> Tensor | None:
-        if self.calibration.has_noise and self.inference == "moments":
-            return moment_draws(backbone.n_outputs, self.seed)
+    def _draws(self) -> Tensor | None:
+        if self.calibration.table is not None and self.inference == "moments":
+            return moment_draws(self.calibration.table.covariance.shape[1], self.seed)
         return None
 
 
 def familiarity(path: GaussianPath, backbone: Backbone, inputs: EncodedInputs) -> np.ndarray:
-    """Return minus the mean distance of each sample's scored states to the training data, (n,)."""
+    """Return minus the mean distance of each sample to the training data, (n,); eq. 7.3."""
     # any exponent makes the path look at the distances
     path = path.with_scales(NoiseScales(distance=1.0)).to(backbone.device)
 

@@ -40,7 +40,7 @@ class Calibration:
     def temperature_at(self, distance: Tensor) -> Tensor:
         """Return the temperature at standardised distances (n,), shape (n, 1), float64.
 
-        Eq. 5.2 of the user guide.
+        See eq. 5.2.
         """
         factor = widening(self.scales.distance, distance.double())
         return torch.as_tensor(self.temperature * factor)[:, None]

@@ -122,7 +122,7 @@ class Fit:
 
 
 class NoiseLoss:
-    """Penalised loss of `NoiseParameters`.
+    """Penalised loss of `NoiseParameters` (eq. 5.5).
 
     Parameters
     ----------
@@ -204,7 +204,7 @@ def fit_noise(
     Returns
     -------
     calibration : Calibration
-        For "moments". The scales of the noise are zero if it does not gain `NOISE_GAIN`.
+        For "moments". The scales of the noise are zero if it does not gain `NOISE_GAIN` (eq. 5.8).
 
     Warns
     -----
@@ -231,7 +231,8 @@ def fit_distance(loss: NoiseLoss, constant: Calibration) -> tuple[Calibration, f
         `constant`, the one with a constant temperature, where no weight is tolerated.
     weight : float or None
         Of the perturbed copies: the largest of `PERTURBED_WEIGHTS` with which the clean samples
-        lose no more than `TOLERATED_LOSS` to a constant temperature. None if there is none.
+        lose no more than `TOLERATED_LOSS` to a constant temperature (eq. 5.7). None if there is
+        none.
     """
     start = NoiseParameters(np.log(constant.temperature), 0.1)
     for weight in PERTURBED_WEIGHTS:

@@ -8,7 +8,7 @@ from sklearn_diffuq.metrics._temperature import best_temperature
 
 
 def path_probabilities(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """Return the class probabilities of every path, float64, shape (K, n, n_classes).
+    """Return the class probabilities of every path (eq. 5.3), float64, shape (K, n, n_classes).
 
     `temperature` is one number, or one of each row, (n, 1).
     """
@@ -18,7 +18,7 @@ def path_probabilities(logits: Tensor, temperature: float | Tensor) -> Tensor:
 def path_nll(
     logits: Tensor, y: Tensor, temperature: float | Tensor, weight: Tensor | None = None
 ) -> Tensor:
-    """Return the negative log-likelihood of the averaged probabilities of K paths.
+    """Return the negative log-likelihood of the averaged probabilities of K paths (eq. 5.4).
 
     Parameters
     ----------
@@ -36,14 +36,14 @@ def path_nll(
     """
     log_p = torch.log_softmax(logits.double() / temperature, -1)
     log_p = log_p.gather(-1, y.expand(len(logits), -1)[..., None])[..., 0]
-    loss = np.log(len(logits)) - torch.logsumexp(log_p, 0)
+    loss: Tensor = np.log(len(logits)) - torch.logsumexp(log_p, 0)
     return loss.mean() if weight is None else (loss * weight).sum() / weight.sum()
 
 
 def all_paths_nll(
     logits: Tensor, y: Tensor, temperature: float | Tensor, weight: Tensor | None = None
 ) -> Tensor:
-    """Return `path_nll` of infinitely many paths, estimated from K antithetic ones.
+    """Return `path_nll` of infinitely many paths, estimated from K antithetic ones (eq. 5.9).
 
     K paths overrate the loss by about c / K, which speaks against noise wherever few are drawn.
     Twice their loss minus the mean loss of their halves is free of that (the jackknife).
@@ -97,5 +97,5 @@ def fit_temperature(logits: Tensor, y: Tensor, weight: Tensor | None = None) -> 
 
 
 def effective_size(y: Tensor, weight: Tensor | None = None) -> float:
-    """Return the number of rows, or Kish's effective number of weighted rows."""
+    """Return the number of rows, or Kish's effective number of weighted rows (eq. 5.6)."""
     return len(y) if weight is None else float(weight.sum() ** 2 / weight.square().sum())

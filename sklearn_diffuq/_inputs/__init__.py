@@ -1,1 +1,1 @@
-"""What the user gives, as batches of tensors."""
+"""User data as batches of tensors."""

@@ -1,14 +1,19 @@
 """Batches of encoded inputs: of fixed shapes for inference, shuffled for training."""
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import torch
+from torch import Tensor
+
+from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
 
 # Rows and, for text, tokens in a chunk of inference.
 CPU_CHUNK = 64, 1024
 GPU_CHUNK = 512, 2**16
 
 
-def _bucket(length, max_length):
+def _bucket(length: int, max_length: int | None) -> int:
     """Return the padded length of a row: 8, 16, 24, 32, 48, 64, 96, ... and more than its own.
 
     Models skip the attention mask when nothing is padded, which changes the last bits: every row
@@ -21,7 +26,9 @@ def _bucket(length, max_length):
     return size if max_length is None else min(size, max_length)
 
 
-def inference_batches(inputs, max_rows, max_tokens=1024):
+def inference_batches(
+    inputs: EncodedInputs, max_rows: int, max_tokens: int = 1024
+) -> Iterator[tuple[np.ndarray, np.ndarray, int | None]]:
     """Cut rows into chunks whose shape depends on each row alone.
 
     All chunks of one padded length have the same number of rows; the last is filled by repeating a
@@ -45,16 +52,7 @@ def inference_batches(inputs, max_rows, max_tokens=1024):
     length : int or None
         Length to pad text to.
     """
-    if inputs.lengths is None:
-        groups = {(None, False): np.arange(len(inputs))}
-    else:
-        lengths, inverse = np.unique(inputs.lengths, return_inverse=True)
-        keys = [(_bucket(k, inputs.max_length), k == inputs.max_length) for k in lengths.tolist()]
-        groups = {}
-        for position, key in enumerate(keys):
-            groups.setdefault(key, []).append(np.flatnonzero(inverse == position))
-        groups = {key: np.concatenate(parts) for key, parts in groups.items()}
-    for (length, _), members in groups.items():
+    for length, members in _groups(inputs):
         n_rows = max_rows if length is None else max(1, min(max_rows, max_tokens // length))
         for start in range(0, len(members), n_rows):
             rows = members[start : start + n_rows]
@@ -62,7 +60,21 @@ def inference_batches(inputs, max_rows, max_tokens=1024):
             yield rows, np.concatenate([rows, padding]), length
 
 
-def training_batches(inputs, batch_size, rng):
+def _groups(inputs: EncodedInputs) -> list[tuple[int | None, np.ndarray]]:
+    """Return the rows of each padded length; those of the maximal length are a group."""
+    if inputs.lengths is None:
+        return [(None, np.arange(len(inputs)))]
+    lengths, inverse = np.unique(inputs.lengths, return_inverse=True)
+    groups: dict[tuple[int, bool], list[np.ndarray]] = {}
+    for position, length in enumerate(lengths.tolist()):
+        key = _bucket(length, inputs.max_length), length == inputs.max_length
+        groups.setdefault(key, []).append(np.flatnonzero(inverse == position))
+    return [(length, np.concatenate(rows)) for (length, _), rows in groups.items()]
+
+
+def training_batches(
+    inputs: EncodedInputs, batch_size: int, rng: np.random.Generator
+) -> list[np.ndarray]:
     """Shuffle rows into batches of nearly equal size; texts of similar length come together.
 
     Parameters
@@ -87,7 +99,9 @@ def training_batches(inputs, batch_size, rng):
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def chunks(inputs, device="cpu", n_paths=1):
+def chunks(
+    inputs: EncodedInputs, device: str | torch.device = "cpu", n_paths: int = 1
+) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
     """Yield ``(rows, batch)``; the shape of a row's batch depends on nothing but the row.
 
     The batch may hold more rows than `rows`: only the first ``len(rows)`` count. With more than two
@@ -99,13 +113,23 @@ def chunks(inputs, device="cpu", n_paths=1):
         yield rows, inputs.batch(padded_rows, length, device)
 
 
-def unpadded_batches(inputs, device="cpu", max_rows=CPU_CHUNK[0], max_tokens=CPU_CHUNK[1]):
+def unpadded_batches(
+    inputs: EncodedInputs,
+    device: str | torch.device = "cpu",
+    max_rows: int = CPU_CHUNK[0],
+    max_tokens: int = CPU_CHUNK[1],
+) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
     """Yield ``(rows, batch)`` of exactly these rows, where the last bits do not matter."""
     for rows, _, length in inference_batches(inputs, max_rows, max_tokens):
         yield rows, inputs.batch(rows, length, device)
 
 
-def map_rows(function, inputs, device="cpu", n_paths=1):
+def map_rows(
+    function: Callable[[dict[str, Tensor]], tuple[Tensor, ...]],
+    inputs: EncodedInputs,
+    device: str | torch.device = "cpu",
+    n_paths: int = 1,
+) -> tuple[Tensor, ...]:
     """Apply a function of a batch to all rows, chunk by chunk.
 
     Parameters
@@ -123,10 +147,10 @@ def map_rows(function, inputs, device="cpu", n_paths=1):
     results : tuple of Tensor, each of length n
         On the CPU, in the order of the rows. A row's values depend on the row alone.
     """
-    results = None
+    results: tuple[Tensor, ...] = ()
     for rows, batch in chunks(inputs, device, n_paths):
         parts = [part[: len(rows)].cpu() for part in function(batch)]
-        if results is None:
+        if not results:
             results = tuple(part.new_empty((len(inputs), *part.shape[1:])) for part in parts)
         for result, part in zip(results, parts, strict=True):
             result[torch.from_numpy(rows)] = part

@@ -4,27 +4,50 @@ Nothing of size samples x tokens or samples x pixels is ever built: token ids st
 transforms run per batch.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+
+class Column(Protocol):
+    """One model input of all samples."""
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """Token count of each sample, None unless it is ragged text."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def take(self, rows: np.ndarray) -> "Column":
+        """Return the given rows, in the given order."""
+        ...
+
+    def tensor(self, rows: np.ndarray, length: int | None) -> Tensor:
+        """Return the given rows as a tensor, ragged text padded to `length` tokens."""
+        ...
 
 
 class Dense:
     """Rows of one array; floats become float32 and integers int64 when a batch is made."""
 
-    lengths = None
+    lengths: np.ndarray | None = None
 
-    def __init__(self, array, scale=None):
+    def __init__(self, array: np.ndarray, scale: float | None = None) -> None:
         self.array, self.scale = array, scale
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.array)
 
-    def take(self, rows):
+    def take(self, rows: np.ndarray) -> "Dense":
         return Dense(self.array[rows], self.scale)
 
-    def tensor(self, rows, length):
+    def tensor(self, rows: np.ndarray, length: int | None) -> Tensor:
         values = self.array[rows]
         kinds = {"f": np.float32, "u": np.int64, "i": np.int64, "b": np.bool_}
         tensor = torch.from_numpy(values.astype(kinds[values.dtype.kind], order="C"))
@@ -34,17 +57,18 @@ class Dense:
 class Ragged:
     """Rows of different lengths, padded on the right when a batch is made."""
 
-    def __init__(self, items, pad):
+    def __init__(self, items: list[np.ndarray], pad: int) -> None:
         self.items, self.pad = items, pad
         self.lengths = np.fromiter((len(item) for item in items), dtype=np.int64, count=len(items))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.items)
 
-    def take(self, rows):
+    def take(self, rows: np.ndarray) -> "Ragged":
         return Ragged([self.items[i] for i in rows], self.pad)
 
-    def tensor(self, rows, length):
+    def tensor(self, rows: np.ndarray, length: int | None) -> Tensor:
+        length = max(len(self.items[i]) for i in rows) if length is None else length
         padded = np.full((len(rows), length), self.pad, dtype=np.int64)
         for out, i in zip(padded, rows):
             out[: len(self.items[i])] = self.items[i]
@@ -54,23 +78,23 @@ class Ragged:
 class Images:
     """Images turned into pixels one by one, when a batch is made."""
 
-    lengths = None
+    lengths: np.ndarray | None = None
 
-    def __init__(self, items, transform):
+    def __init__(self, items: Sequence[Any] | np.ndarray, transform: Callable) -> None:
         self.items, self.transform = items, transform
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.items)
 
-    def take(self, rows):
+    def take(self, rows: np.ndarray) -> "Images":
         return Images([self.items[i] for i in rows], self.transform)
 
-    def tensor(self, rows, length):
+    def tensor(self, rows: np.ndarray, length: int | None) -> Tensor:
         # one image at a time: the pixels of a row must not depend on its neighbours
         return torch.stack([pixels_of(self.items[i], self.transform) for i in rows])
 
 
-def pixels_of(item, transform):
+def pixels_of(item: Any, transform: Any) -> Tensor:
     """Apply a callable, or a Hugging Face image processor, to one image."""
     if hasattr(transform, "preprocess"):
         return transform(images=item, return_tensors="pt")["pixel_values"][0].float()
@@ -94,16 +118,16 @@ class EncodedInputs:
         Token count of each row of ragged text, None for other inputs.
     """
 
-    def __init__(self, columns, max_length=None):
+    def __init__(self, columns: Mapping[str, Column], max_length: int | None = None) -> None:
         self._columns = columns
         self.max_length = max_length
         ragged = [c.lengths for c in columns.values() if c.lengths is not None]
         self.lengths = ragged[0] if ragged else None
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(next(iter(self._columns.values())))
 
-    def take(self, rows):
+    def take(self, rows: ArrayLike) -> "EncodedInputs":
         """Return the given rows, in the given order, as new inputs.
 
         Parameters
@@ -120,7 +144,9 @@ class EncodedInputs:
         columns = {name: column.take(rows) for name, column in self._columns.items()}
         return EncodedInputs(columns, self.max_length)
 
-    def batch(self, rows, length=None, device="cpu"):
+    def batch(
+        self, rows: ArrayLike, length: int | None = None, device: str | torch.device = "cpu"
+    ) -> dict[str, Tensor]:
         """Return the model inputs of some rows.
 
         Parameters
@@ -141,7 +167,7 @@ class EncodedInputs:
         if self.lengths is not None and length is None:
             length = int(self.lengths[rows].max())
         batch = {name: column.tensor(rows, length) for name, column in self._columns.items()}
-        if self.lengths is not None:
+        if self.lengths is not None and length is not None:
             mask = np.arange(length) < self.lengths[rows, None]
             batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
         return {name: tensor.to(device) for name, tensor in batch.items()}
@@ -161,17 +187,18 @@ class LabelledInputs:
     """
 
     inputs: EncodedInputs
-    y: torch.Tensor
-    weight: torch.Tensor
+    y: Tensor
+    weight: Tensor
 
     @classmethod
-    def of(cls, inputs, y, weight):
+    def of(cls, inputs: EncodedInputs, y: ArrayLike, weight: ArrayLike) -> "LabelledInputs":
         """Take class indices and weights from arrays."""
         return cls(inputs, torch.as_tensor(y), torch.as_tensor(weight, dtype=torch.float64))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.y)
 
-    def take(self, rows):
+    def take(self, rows: ArrayLike) -> "LabelledInputs":
         """Return the rows `rows` as a new object."""
-        return LabelledInputs(self.inputs.take(rows), self.y[rows], self.weight[rows])
+        index = torch.from_numpy(np.asarray(rows, dtype=np.intp))
+        return LabelledInputs(self.inputs.take(rows), self.y[index], self.weight[index])

@@ -1,16 +1,27 @@
 """User data (tables, text, images, mappings of arrays) -> `EncodedInputs`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.utils import assert_all_finite
 
-from sklearn_diffuq._inputs.encoded_inputs import Dense, EncodedInputs, Images, Ragged, pixels_of
+from sklearn_diffuq._inputs.encoded_inputs import (
+    Column,
+    Dense,
+    EncodedInputs,
+    Images,
+    Ragged,
+    pixels_of,
+)
+from sklearn_diffuq._inputs.rows import refuse_sparse
 
 
-def input_kind(X):
-    """Return "mapping", "text", "images" or "table", judged by the type of `X` alone."""
+def input_kind(X: Any) -> str:
+    """Return "mapping", "text", "images" or "table", from the type of `X` alone."""
+    refuse_sparse(X)
     if isinstance(X, Mapping):
         return "mapping"
     if isinstance(X, torch.Tensor):
@@ -21,6 +32,8 @@ def input_kind(X):
         return "text" if X.shape[1] == 1 and _is_str(X.iloc[:, 0]) else "table"
     if hasattr(X, "ndim") and X.ndim > 1:
         return "images" if X.ndim > 2 else "table"
+    if not hasattr(X, "__iter__"):  # such as an object with nothing but __array__
+        return input_kind(np.asarray(X))
     if _is_str(X):
         return "text"
     first = X[0] if isinstance(X, (list, tuple, np.ndarray)) and len(X) else None
@@ -28,7 +41,7 @@ def input_kind(X):
     return "images" if is_image else "table"
 
 
-def _is_str(values):
+def _is_str(values: Any) -> bool:
     """Tell whether a one-dimensional collection starts with a str."""
     kind = getattr(getattr(values, "dtype", None), "kind", "O")
     if kind != "O":
@@ -36,7 +49,7 @@ def _is_str(values):
     return next((isinstance(v, str) for v in values if v is not None), False)
 
 
-def encode_table(x_num, x_cat=None):
+def encode_table(x_num: ArrayLike, x_cat: ArrayLike | None = None) -> EncodedInputs:
     """Encode a numeric table, and the codes of categorical columns beside it.
 
     Parameters
@@ -51,13 +64,15 @@ def encode_table(x_num, x_cat=None):
     inputs : EncodedInputs
         Batches with ``x_num`` and, where given, ``x_cat``.
     """
-    columns = {"x_num": Dense(np.asarray(x_num, dtype=np.float32))}
+    columns: dict[str, Column] = {"x_num": Dense(np.asarray(x_num, dtype=np.float32))}
     if x_cat is not None:
         columns["x_cat"] = Dense(np.asarray(x_cat, dtype=np.int32))
     return EncodedInputs(columns)
 
 
-def encode_text(X, tokenizer, max_length=None, pad_id=None):
+def encode_text(
+    X: Any, tokenizer: Any, max_length: int | None = None, pad_id: int | None = None
+) -> EncodedInputs:
     """Tokenise text.
 
     Parameters
@@ -104,7 +119,7 @@ def encode_text(X, tokenizer, max_length=None, pad_id=None):
     return EncodedInputs(columns, max_length)
 
 
-def _text_list(X):
+def _text_list(X: Any) -> list[str]:
     """Return the texts as a list of str, or say which row is not one."""
     if isinstance(X, str):
         raise TypeError("Got one str where a collection of texts is expected. Use `[text]`.")
@@ -125,7 +140,12 @@ def _text_list(X):
     return texts
 
 
-def encode_images(X, transform=None, n_channels=None, image_size=None):
+def encode_images(
+    X: Any,
+    transform: Callable | None = None,
+    n_channels: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> EncodedInputs:
     """Encode images as pixels of shape (n_channels, height, width).
 
     Parameters
@@ -137,7 +157,7 @@ def encode_images(X, transform=None, n_channels=None, image_size=None):
         Maps one image to an array or tensor of shape (C, H, W). It runs per batch, never for the
         whole set.
     n_channels : int, default=None
-        Channels that the model expects; None means unknown, and the array is taken as it is.
+        Channels that the model expects; None means unknown, and the array is not rearranged.
     image_size : int or tuple of (int, int), default=None
         Height and width in pixels that the model expects; None means any.
 
@@ -152,18 +172,20 @@ def encode_images(X, transform=None, n_channels=None, image_size=None):
     if transform is not None:
         items = X if hasattr(X, "ndim") else list(X)
         if len(items):
-            _checkpixels_of(pixels_of(items[0], transform).shape, n_channels, size, "The transform")
+            _check_image_shape(
+                pixels_of(items[0], transform).shape, n_channels, size, "The transform"
+            )
         return EncodedInputs({"pixel_values": Images(items, transform)})
     array = _image_array(X)
     assert_all_finite(array, input_name="X")
     if n_channels is not None:
         array = _channels_first(array, n_channels, size)
-        _checkpixels_of(array.shape[1:], n_channels, size, "X")
+        _check_image_shape(array.shape[1:], n_channels, size, "X")
     scale = 1 / 255 if array.dtype == np.uint8 else None
     return EncodedInputs({"pixel_values": Dense(array, scale)})
 
 
-def _image_array(X):
+def _image_array(X: Any) -> np.ndarray:
     """Stack images given without a transform; PIL images are refused."""
     if not hasattr(X, "ndim") or X.dtype == object:
         items = list(X)
@@ -186,7 +208,7 @@ def _image_array(X):
     return array
 
 
-def _channels_first(array, n_channels, size):
+def _channels_first(array: np.ndarray, n_channels: int, size: tuple[int, int] | None) -> np.ndarray:
     """Return a view of shape (n, C, H, W); the channel axis is the one that fits the model."""
     if array.ndim == 3 and n_channels == 1:
         array = array[:, None]
@@ -208,7 +230,9 @@ def _channels_first(array, n_channels, size):
     return fits[0] if fits else first
 
 
-def _checkpixels_of(shape, n_channels, size, what):
+def _check_image_shape(
+    shape: Sequence[int], n_channels: int | None, size: tuple[int, int] | None, what: str
+) -> None:
     """Raise unless one image has the shape that the model expects."""
     bad_channels = n_channels is not None and (len(shape) != 3 or shape[0] != n_channels)
     if bad_channels or (size is not None and tuple(shape[-2:]) != tuple(size)):
@@ -220,7 +244,7 @@ def _checkpixels_of(shape, n_channels, size, what):
         )
 
 
-def encode_mapping(X, max_length=None, pad_id=0):
+def encode_mapping(X: Mapping, max_length: int | None = None, pad_id: int = 0) -> EncodedInputs:
     """Encode a mapping of equal-length arrays, such as the output of a tokenizer.
 
     Parameters
@@ -247,7 +271,7 @@ def encode_mapping(X, max_length=None, pad_id=0):
     if "input_ids" not in values:
         return EncodedInputs({name: Dense(np.asarray(v)) for name, v in values.items()})
     spans = _token_spans(values["input_ids"], values.pop("attention_mask", None))
-    columns = {}
+    columns: dict[str, Column] = {}
     for name, value in values.items():
         if all(np.shape(v) == np.shape(ids) for v, ids in zip(value, values["input_ids"])):
             items = [np.asarray(v[a:b], dtype=np.int32) for v, (a, b) in zip(value, spans)]
@@ -263,7 +287,7 @@ def encode_mapping(X, max_length=None, pad_id=0):
     return EncodedInputs(columns, max_length)
 
 
-def _mapping_values(value, name):
+def _mapping_values(value: Any, name: str) -> np.ndarray | list[np.ndarray]:
     """Return one entry of a mapping as an array, or as a list where its rows are ragged."""
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
@@ -279,7 +303,9 @@ def _mapping_values(value, name):
     return value
 
 
-def _token_spans(ids, mask):
+def _token_spans(
+    ids: Sequence[Any] | np.ndarray, mask: Sequence[Any] | np.ndarray | None
+) -> list[tuple[int, int]]:
     """Return (start, stop) of the real tokens in each row."""
     if mask is None:
         return [(0, len(row)) for row in ids]

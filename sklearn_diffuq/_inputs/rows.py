@@ -2,20 +2,29 @@
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.sparse import issparse
 from sklearn.utils import _safe_indexing, assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_consistent_length, column_or_1d
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    _num_samples,
+    check_consistent_length,
+    column_or_1d,
+)
 
 from sklearn_diffuq.exceptions import CalibrationWarning
 
 MIN_CALIBRATION_ROWS = 20
 
 
-def check_rows(X, y, sample_weight):
-    """Validate labels and weights, drop rows of weight zero, and leave `X` to the wrapped model.
+def check_rows(
+    X: Any, y: ArrayLike | None, sample_weight: ArrayLike | None
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Validate labels and weights, and drop rows of weight zero; the wrapped model checks `X`.
 
     Returns
     -------
@@ -24,23 +33,29 @@ def check_rows(X, y, sample_weight):
     sample_weight : ndarray of shape (n,), float64
         Positive; ones where none are given.
     """
+    refuse_sparse(X)
+    if hasattr(X, "__array__") and not hasattr(X, "__getitem__"):
+        X = np.asarray(X)
+    if y is not None and not is_plain_mapping(X):
+        check_consistent_length(X, y)
+    labels, weight, kept = check_labels(y, sample_weight)
+    if len(kept) < _num_samples(y):
+        X = safe_indexing(X, kept)
+    return X, labels, weight
+
+
+def refuse_sparse(X: Any) -> None:
+    """Raise TypeError if `X` is a sparse matrix or array."""
     if issparse(X):
         raise TypeError(
             "Sparse data was passed for X, but dense data is required. Use '.toarray()' to convert "
             "it to a dense array."
         )
-    if hasattr(X, "__array__") and not hasattr(X, "__getitem__"):
-        X = np.asarray(X)
-    if y is not None and not is_plain_mapping(X):
-        check_consistent_length(X, y)
-    n = None if y is None else len(y)
-    y, weight, kept = check_labels(y, sample_weight)
-    if len(kept) < n:
-        X = safe_indexing(X, kept)
-    return X, y, weight
 
 
-def check_labels(y, sample_weight, owner="A classifier"):
+def check_labels(
+    y: ArrayLike | None, sample_weight: ArrayLike | None, owner: str = "A classifier"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Validate labels and weights.
 
     Parameters
@@ -48,7 +63,7 @@ def check_labels(y, sample_weight, owner="A classifier"):
     y : array-like of shape (m,)
     sample_weight : array-like of shape (m,) or None
     owner : str
-        Who asks, for error messages.
+        Name of the estimator, for error messages.
 
     Returns
     -------
@@ -57,37 +72,67 @@ def check_labels(y, sample_weight, owner="A classifier"):
     sample_weight : ndarray of shape (n,), float64
         Their weights; ones where none are given.
     kept : ndarray of shape (n,)
-        Their numbers.
+        Their positions in `y`.
     """
     if y is None:
         raise ValueError(f"{owner} requires y to be passed, but the target y is None.")
-    y = column_or_1d(y, warn=True)
-    if len(y) == 0:
+    labels: np.ndarray = column_or_1d(y, warn=True)
+    if len(labels) == 0:
         raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required.")
-    assert_all_finite(y, input_name="y")
-    check_classification_targets(y)
+    assert_all_finite(labels, input_name="y")
+    check_classification_targets(labels)
     weight = _check_sample_weight(
-        sample_weight, np.empty((len(y), 0)), dtype=np.float64, ensure_non_negative=True
+        sample_weight, np.empty((len(labels), 0)), dtype=np.float64, ensure_non_negative=True
     )
     kept = np.flatnonzero(weight)
     if len(kept) == 0:
         raise ValueError("All sample weights are zero: at least one weight has to be positive.")
-    y, weight = y[kept], weight[kept]
-    if len(np.unique(y)) < 2:
+    labels, weight = labels[kept], weight[kept]
+    if len(np.unique(labels)) < 2:
         raise ValueError(
             f"{owner} needs rows of at least two classes, but all {len(kept)} sample(s) with a "
-            f"positive weight have one class, {y[0]!r}."
+            f"positive weight have one class, {labels[0]!r}."
         )
-    return y, weight, kept
+    return labels, weight, kept
 
 
-def is_plain_mapping(X):
-    """Tell whether `X` is a dict of columns that scikit-learn cannot take rows of."""
+def class_indices(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Return the position of each label among the classes.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n,)
+    classes : ndarray of shape (n_classes,)
+        Distinct labels, in any order.
+
+    Returns
+    -------
+    indices : ndarray of shape (n,)
+        ``classes[indices]`` is `y`.
+
+    Raises
+    ------
+    ValueError
+        If a label is not among the classes.
+    """
+    unseen = np.setdiff1d(y, classes)
+    if len(unseen):
+        raise ValueError(
+            f"The labels {unseen.tolist()} are unknown to the model, whose classes are "
+            f"{classes.tolist()}. Give rows of these classes, or a model that was trained with all "
+            "classes."
+        )
+    order = np.argsort(classes)
+    return order[np.searchsorted(classes, y, sorter=order)]
+
+
+def is_plain_mapping(X: Any) -> bool:
+    """Tell whether `X` is a dict of columns, which scikit-learn cannot index by row."""
     return isinstance(X, Mapping) and not hasattr(X, "shape")
 
 
-def safe_indexing(X, rows):
-    """Return rows of `X`, whatever its kind, or say why there are none to be had."""
+def safe_indexing(X: Any, rows: np.ndarray) -> Any:
+    """Return rows of `X` of any kind; raise ValueError for a plain mapping."""
     if is_plain_mapping(X):
         raise ValueError(
             f"X is a {type(X).__name__}, of which rows cannot be taken, but fit has to split it. "
@@ -97,21 +142,21 @@ def safe_indexing(X, rows):
     return _safe_indexing(X, rows)
 
 
-def stratified_split(y, fraction, seed):
+def stratified_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the row numbers of a training and a held-out part, drawn class by class.
 
     The last row of a class is never held out.
     """
     rng = np.random.default_rng(seed)
-    held = []
+    parts = []
     for value in np.unique(y):
         rows = rng.permutation(np.flatnonzero(y == value))
-        held.append(rows[: min(round(fraction * len(rows)), len(rows) - 1)])
-    held = np.sort(np.concatenate(held))
+        parts.append(rows[: min(round(fraction * len(rows)), len(rows) - 1)])
+    held = np.sort(np.concatenate(parts))
     return np.setdiff1d(np.arange(len(y)), held), held
 
 
-def calibration_split(y, fraction, seed):
+def calibration_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a `stratified_split` whose held-out part is not empty; warn where it is small."""
     train, held = stratified_split(y, fraction, seed)
     if len(held) == 0:
@@ -131,10 +176,11 @@ def calibration_split(y, fraction, seed):
     return train, held
 
 
-def random_rows(n, n_rows, seed, *, shuffle=False):
-    """Return the numbers of at most `n_rows` of n rows, at random: data are often sorted by class.
+def random_rows(n: int, n_rows: int, seed: int, *, shuffle: bool = False) -> np.ndarray:
+    """Return the numbers of at most `n_rows` of n rows, drawn at random.
 
-    They are in order, unless with `shuffle` the first of them are to be a fair sample too.
+    Data are often sorted by class. The numbers are in order; with `shuffle` they are not, so that
+    the first of them are a random sample too.
     """
     rows = np.random.default_rng(seed).permutation(n)[:n_rows]
     return rows if shuffle else np.sort(rows)

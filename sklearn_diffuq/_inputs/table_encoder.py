@@ -1,11 +1,17 @@
 """Tables -> numbers of unit scale and category codes, learned on the training rows."""
 
+from typing import Any
+
 import numpy as np
+import torch
+from sklearn.base import BaseEstimator
 from sklearn.preprocessing import OrdinalEncoder, QuantileTransformer
 from sklearn.utils import assert_all_finite, check_array
 from sklearn.utils.validation import validate_data
 
+from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
 from sklearn_diffuq._inputs.encoding import encode_table
+from sklearn_diffuq._state import State, plain
 
 
 class TableEncoder:
@@ -29,10 +35,10 @@ class TableEncoder:
         Number of numeric columns.
     """
 
-    def __init__(self, seed):
+    def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def fit_transform(self, owner, X, rows):
+    def fit_transform(self, owner: BaseEstimator, X: Any, rows: np.ndarray) -> EncodedInputs:
         """Learn scales and categories from some rows of `X` and return these rows encoded.
 
         All rows are checked; the number and names of features are set on `owner`.
@@ -41,24 +47,69 @@ class TableEncoder:
         numbers, categories = numbers[rows], categories[rows]
         self.n_numeric = numbers.shape[1]
         if self.n_numeric:
-            self._quantiles = QuantileTransformer(
-                n_quantiles=max(2, min(1000, len(numbers))),
-                output_distribution="normal",
-                random_state=self.seed,
-            ).fit(np.where(np.isnan(numbers).all(axis=0), 0.0, numbers))
+            n_quantiles = max(2, min(1000, len(numbers)))
+            self._quantiles = _quantile_transformer(n_quantiles, self.seed).fit(
+                np.where(np.isnan(numbers).all(axis=0), 0.0, numbers)
+            )
         self.cardinalities = []
         if categories.shape[1]:
-            self._ordinal = OrdinalEncoder(
-                handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float64
-            ).fit(categories)
+            self._ordinal = _ordinal_encoder().fit(categories)
             self.cardinalities = [len(known) + 1 for known in self._ordinal.categories_]
         return self._encode(numbers, categories)
 
-    def transform(self, owner, X):
+    def transform(self, owner: BaseEstimator, X: Any) -> EncodedInputs:
         """Return the rows as `EncodedInputs`."""
         return self._encode(*self._read(owner, X, reset=False))
 
-    def _encode(self, numbers, categories):
+    def to_state(self) -> State:
+        """Return the fitted encoder as a `State`.
+
+        Raises
+        ------
+        ValueError
+            If there are categories that JSON does not know.
+        """
+        config = {
+            "seed": self.seed,
+            "n_numeric": self.n_numeric,
+            "cardinalities": self.cardinalities,
+            "is_category": self._is_category.tolist(),
+        }
+        tensors = {}
+        if self.n_numeric:
+            tensors = {
+                "quantiles": torch.from_numpy(self._quantiles.quantiles_),
+                "references": torch.from_numpy(self._quantiles.references_),
+            }
+        if self.cardinalities:
+            config["categories"] = [
+                [_category(value) for value in known] for known in self._ordinal.categories_
+            ]
+        return State(config, tensors)
+
+    @classmethod
+    def from_state(cls, state: State) -> "TableEncoder":
+        """Restore a fitted encoder."""
+        config = state.config
+        encoder = cls(config["seed"])
+        encoder.n_numeric, encoder.cardinalities = config["n_numeric"], config["cardinalities"]
+        encoder._is_category = np.array(config["is_category"], dtype=bool)
+        if encoder.n_numeric:
+            quantiles, references = (state.tensors[k].numpy() for k in ("quantiles", "references"))
+            encoder._quantiles = _quantile_transformer(len(quantiles), encoder.seed)
+            # scikit-learn has no constructor from what it has learned
+            encoder._quantiles.quantiles_, encoder._quantiles.references_ = quantiles, references
+            encoder._quantiles.n_quantiles_, encoder._quantiles.n_features_in_ = quantiles.shape
+        if encoder.cardinalities:
+            # fitted again, on rows that hold every category
+            columns = [[np.nan if v is None else v for v in c] for c in config["categories"]]
+            rows = np.empty((max(map(len, columns)), len(columns)), dtype=object)
+            for j, known in enumerate(columns):
+                rows[:, j] = (known * len(rows))[: len(rows)]
+            encoder._ordinal = _ordinal_encoder().fit(rows)
+        return encoder
+
+    def _encode(self, numbers: np.ndarray, categories: np.ndarray) -> EncodedInputs:
         if self.n_numeric:
             # the extremes of the training rows would be at plus and minus 5.2
             numbers = np.clip(self._quantiles.transform(numbers), -3.0, 3.0)
@@ -69,7 +120,7 @@ class TableEncoder:
         last = np.array(self.cardinalities) - 2
         return encode_table(numbers, np.where(np.isnan(codes), last, codes) + 1)
 
-    def _read(self, owner, X, reset):
+    def _read(self, owner: BaseEstimator, X: Any, reset: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return the numeric columns as float64 and the categorical ones as objects."""
         if not (hasattr(X, "iloc") and X.ndim == 2):
             if not reset and self.cardinalities:
@@ -95,7 +146,29 @@ class TableEncoder:
         return numbers, categories
 
 
-def _is_category(X, j):
+def _quantile_transformer(n_quantiles: int, seed: int) -> QuantileTransformer:
+    return QuantileTransformer(
+        n_quantiles=n_quantiles, output_distribution="normal", random_state=seed
+    )
+
+
+def _ordinal_encoder() -> OrdinalEncoder:
+    return OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, dtype=np.float64)
+
+
+def _category(value: object) -> str | bool | int | float | None:
+    """Return a category as JSON knows it; the missing one, NaN, is null."""
+    known = plain(value)
+    if known is None or isinstance(known, list):
+        raise ValueError(
+            f"A category of type {type(value).__name__} ({value!r}) cannot be saved; categories "
+            "must be str, int, float or bool. Convert the column, for example by astype(str), "
+            "before fit."
+        )
+    return None if known != known else known
+
+
+def _is_category(X: Any, j: int) -> bool:
     """Tell whether a column holds categories, not numbers."""
     kind = X.dtypes.iloc[j].kind
     if kind in "iuf":

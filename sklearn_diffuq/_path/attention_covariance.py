@@ -1,4 +1,4 @@
-"""Stage 2: the covariance that the frozen attention has as a Gaussian process.
+"""The covariance that the frozen attention has as a Gaussian process.
 
 Attention with the weights ``softmax(q k^T / sqrt(d))`` is the mean of a kernel regression from keys
 to values. Its posterior variance at a query, given keys of training tokens, is large where the
@@ -7,130 +7,71 @@ a covariance of the state, ``sum_heads W_O Cov(V_head) W_O^T``, which grows with
 heads' variances.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sklearn_diffuq._backbones.context import mean_over_tokens
+from sklearn_diffuq._backbones.attention import AttentionLayers, find_attention
+from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._backbones.context import Batch, mean_over_tokens
 from sklearn_diffuq._path.covariance import StateCovariance, principal_factors
 from sklearn_diffuq._path.distance import GaussianProcessVariance, StateDistance, standardisation
+from sklearn_diffuq._path.time_grid import Interval
 from sklearn_diffuq._state import State
 from sklearn_diffuq.exceptions import BackboneError
 
 N_INDUCING_KEYS = 128  # of each head
-_PROJECTIONS = (
-    ("query", "key", "value"),
-    ("q_proj", "k_proj", "v_proj"),
-    ("q_lin", "k_lin", "v_lin"),
-)
-_OUTPUTS = ("proj", "project", "out_proj", "o_proj", "out_lin", "output.dense")
-_HEADS = ("num_attention_heads", "num_heads", "n_heads")
 
 
-class AttentionReading:
-    """The attention of one block: what makes queries, keys and values, and what mixes the heads.
-
-    Parameters
-    ----------
-    block : nn.Module
-
-    Raises
-    ------
-    BackboneError
-        If the block has no attention of a known form.
-    """
-
-    def __init__(self, block):
-        self.block = block
-        self.fused = None
-        for parent in block.modules():
-            names = next((n for n in _PROJECTIONS if _all_linear(parent, n)), None)
-            if names is not None:
-                self.parts = [getattr(parent, name) for name in names]
-            elif isinstance(getattr(parent, "qkv", None), nn.Linear):
-                self.fused = parent.qkv
-            else:
-                continue
-            self.output = _output_of(block, parent)
-            self.n_heads = next((int(getattr(parent, n)) for n in _HEADS if hasattr(parent, n)), 0)
-            plain = not any(
-                isinstance(m, nn.Module) and not isinstance(m, nn.Identity)
-                for m in (getattr(parent, n, None) for n in ("q_norm", "k_norm"))
-            )
-            if self.output is not None and self.n_heads and plain and self._widths_fit():
-                return
+def read_attention(block: nn.Module) -> AttentionLayers:
+    """Return the layers of a block's attention, or raise BackboneError."""
+    layers = find_attention(block)
+    if layers is None:
         raise BackboneError(
             f"covariance='attention' cannot read the attention of a {type(block).__name__}: it "
             "needs linear layers for queries, keys and values of equal width and one for the "
             "output, as in BERT and ViT. Use covariance='gp' or 'constant'."
         )
-
-    def _widths_fit(self):
-        query, key, value = self.matrices()
-        return query[0].shape == key[0].shape == value[0].shape and (
-            self.output.in_features == value[0].shape[0]
-        )
-
-    def matrices(self):
-        """Return (weight, bias or None) of queries, keys and values."""
-        if self.fused is None:
-            return [(part.weight.detach(), _detached(part.bias)) for part in self.parts]
-        bias = self.fused.bias
-        biases = [None] * 3 if bias is None else bias.detach().chunk(3)
-        return list(zip(self.fused.weight.detach().chunk(3), biases, strict=True))
-
-    def norm_before(self, run, h):
-        """Return the norm between the state `h` and the attention, None if there is none.
-
-        `run()` applies the block to `h`.
-        """
-        seen = {}
-        modules = [m for m in self.block.modules() if isinstance(m, nn.LayerNorm)]
-        reader = self.parts[0] if self.fused is None else self.fused
-        handles = [reader.register_forward_pre_hook(lambda m, args: seen.update({m: args[0]}))]
-        handles += [
-            m.register_forward_hook(lambda m, args, output: seen.update({m: output}))
-            for m in modules
-        ]
-        try:
-            run()
-        finally:
-            for handle in handles:
-                handle.remove()
-        x = seen[reader]
-        if x.shape == h.shape and torch.equal(x, h):
-            return None
-        for norm in modules:
-            if norm in seen and seen[norm].shape == x.shape and torch.equal(seen[norm], x):
-                return norm
-        raise BackboneError(
-            f"covariance='attention' cannot tell what a {type(self.block).__name__} does before "
-            "its attention: neither nothing nor a LayerNorm. Use covariance='gp' or 'constant'."
-        )
+    return layers
 
 
-def _all_linear(parent, names):
-    return all(isinstance(getattr(parent, name, None), nn.Linear) for name in names)
+def norm_before(
+    block: nn.Module, layers: AttentionLayers, run: Callable[[], object], h: Tensor
+) -> nn.LayerNorm | None:
+    """Return the norm between the state `h` and the attention, None if there is none.
 
+    `run()` applies the block to `h`.
+    """
+    seen: dict[nn.Module, Tensor] = {}
 
-def _output_of(block, attention):
-    """Return the layer that mixes the heads: in the attention, or beside it."""
-    parents = [attention] + [m for m in block.modules() if attention in m.children()]
-    for parent in parents:
-        for path in _OUTPUTS:
-            try:
-                found = parent.get_submodule(path)
-            except AttributeError:
-                continue
-            if isinstance(found, nn.Linear):
-                return found
-    return None
+    def record_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen[module] = args[0]
 
+    def record_output(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        seen[module] = output
 
-def _detached(tensor):
-    return None if tensor is None else tensor.detach()
+    norms = [m for m in block.modules() if isinstance(m, nn.LayerNorm)]
+    reader = layers.projections[0]
+    handles = [reader.register_forward_pre_hook(record_input)]
+    handles += [norm.register_forward_hook(record_output) for norm in norms]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    x = seen[reader]
+    if x.shape == h.shape and torch.equal(x, h):
+        return None
+    for norm in norms:
+        if norm in seen and seen[norm].shape == x.shape and torch.equal(seen[norm], x):
+            return norm
+    raise BackboneError(
+        f"covariance='attention' cannot read what a {type(block).__name__} does before its "
+        "attention: neither nothing nor a LayerNorm. Use covariance='gp' or 'constant'."
+    )
 
 
 class AttentionVariance(nn.Module):
@@ -151,8 +92,21 @@ class AttentionVariance(nn.Module):
     """
 
     kind: ClassVar[str] = "attention"
+    query_weight: Tensor
+    query_bias: Tensor | None
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    norm_eps: Tensor
 
-    def __init__(self, query_weight, query_bias, norm_weight, norm_bias, norm_eps, heads):
+    def __init__(
+        self,
+        query_weight: Tensor,
+        query_bias: Tensor | None,
+        norm_weight: Tensor | None,
+        norm_bias: Tensor | None,
+        norm_eps: float | Tensor,
+        heads: Sequence[GaussianProcessVariance],
+    ) -> None:
         super().__init__()
         self.register_buffer("query_weight", query_weight)
         self.register_buffer("query_bias", query_bias)
@@ -161,22 +115,23 @@ class AttentionVariance(nn.Module):
         self.register_buffer("norm_eps", torch.as_tensor(norm_eps, dtype=torch.float64))
         self.heads = nn.ModuleList(heads)
 
-    def normalised(self, h):
+    def normalised(self, h: Tensor) -> Tensor:
         """Return what the attention gets for the state `h`."""
         eps = float(self.norm_eps)
         if eps == 0:
             return h
         return nn.functional.layer_norm(h, h.shape[-1:], self.norm_weight, self.norm_bias, eps)
 
-    def forward(self, h, mask=None):
+    def forward(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return rho of the states `h` (n, t, d), shape (n,), float64."""
         q = nn.functional.linear(self.normalised(h), self.query_weight, self.query_bias)
         n, t = h.shape[:2]
-        q = q.unflatten(2, (len(self.heads), -1))
+        heads = cast(Sequence[GaussianProcessVariance], self.heads)
+        q = q.unflatten(2, (len(heads), -1))
         rho = torch.stack(
-            [p.rho(q[:, :, i].flatten(0, 1)).reshape(n, t) for i, p in enumerate(self.heads)]
-        ).mean(0)
-        return mean_over_tokens(rho, mask)
+            [p.rho(q[:, :, i].flatten(0, 1)).reshape(n, t) for i, p in enumerate(heads)]
+        )
+        return mean_over_tokens(rho.mean(0), mask)
 
     def to_state(self) -> State:
         """Return the query, the norm before it, and the process of each head."""
@@ -185,70 +140,85 @@ class AttentionVariance(nn.Module):
     @classmethod
     def from_state(cls, state: State) -> "AttentionVariance":
         """Build the variance that `to_state` described."""
-        heads = state.part("heads")
+        heads, tensors = state.part("heads"), state.tensors
         n_heads = len({name.split(".")[0] for name in heads.tensors})
-        names = ("query_weight", "query_bias", "norm_weight", "norm_bias", "norm_eps")
-        processes = [GaussianProcessVariance.from_state(heads.part(str(i))) for i in range(n_heads)]
-        return cls(*(state.tensors.get(name) for name in names), processes)
+        return cls(
+            tensors["query_weight"],
+            tensors.get("query_bias"),
+            tensors.get("norm_weight"),
+            tensors.get("norm_bias"),
+            tensors["norm_eps"],
+            [GaussianProcessVariance.from_state(heads.part(str(i))) for i in range(n_heads)],
+        )
 
 
 class _BlockAttention:
     """Sums over training batches for one block: keys, and covariances of the values."""
 
-    def __init__(self, block):
-        self.reading = AttentionReading(block)
-        self.keys, self.pooled, self.tokens = [], [], []
-        self.norm, self.known = None, False
+    def __init__(self, block: nn.Module) -> None:
+        self.block, self.layers = block, read_attention(block)
+        self.keys: list[Tensor] = []
+        self.pooled: list[Tensor] = []
+        self.tokens: list[Tensor] = []
+        self.norm: nn.LayerNorm | None = None
+        self.known = False
 
-    def observe(self, run, h, mask):
+    def observe(self, run: Callable[[], object], h: Tensor, mask: Tensor | None) -> None:
         if not self.known:
-            self.norm, self.known = self.reading.norm_before(run, h), True
+            self.norm, self.known = norm_before(self.block, self.layers, run, h), True
         x = h if self.norm is None else self.norm(h)
-        _, key, value = (nn.functional.linear(x, w, b) for w, b in self.reading.matrices())
+        _, key, value = (nn.functional.linear(x, w, b) for w, b in self.layers.matrices())
         real = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device) if mask is None else mask
         self.keys.append(key[real])
         self.pooled.append(mean_over_tokens(value, mask))
         self.tokens.append(value[real])
 
-    def covariances(self):
+    def covariances(self) -> tuple[Tensor, Tensor]:
         """Return the covariance of the pooled values and of the tokens' through the output."""
-        out, n_heads = self.reading.output.weight.detach().double(), self.reading.n_heads
-        found = []
-        for parts in (self.pooled, self.tokens):
+        out, n_heads = self.layers.output.weight.detach().double(), self.layers.n_heads
+
+        def through_output(parts: list[Tensor]) -> Tensor:
             values = torch.cat(parts).double()
             values = (values - values.mean(0)).unflatten(1, (n_heads, -1))
-            total = 0.0
+            total = torch.zeros(len(out), len(out)).to(out)
             for head, matrix in enumerate(out.unflatten(1, (n_heads, -1)).unbind(1)):
                 pushed = values[:, head] @ matrix.T
                 total = total + pushed.T @ pushed / len(pushed)
-            found.append(total)
-        return found
+            return total
 
-    def variance(self, generator):
+        return through_output(self.pooled), through_output(self.tokens)
+
+    def variance(self, generator: torch.Generator) -> AttentionVariance:
         """Return the `AttentionVariance` of the block."""
         keys = torch.cat(self.keys)
         order = torch.randperm(len(keys), generator=generator)[:N_INDUCING_KEYS]
-        keys = keys[order.to(keys.device)].unflatten(1, (self.reading.n_heads, -1))
-        (weight, bias), _, _ = self.reading.matrices()
+        keys = keys[order.to(keys.device)].unflatten(1, (self.layers.n_heads, -1))
+        (weight, bias), _, _ = self.layers.matrices()
         norm = self.norm
         return AttentionVariance(
             weight.clone(),
             None if bias is None else bias.clone(),
-            None if norm is None else _detached(norm.weight),
-            None if norm is None else _detached(norm.bias),
+            None if norm is None else norm.weight.detach(),
+            None if norm is None or norm.bias is None else norm.bias.detach(),
             0.0 if norm is None else norm.eps,
-            [GaussianProcessVariance.given(keys[:, i].cpu()) for i in range(self.reading.n_heads)],
+            [GaussianProcessVariance.given(keys[:, i].cpu()) for i in range(self.layers.n_heads)],
         )
 
 
 @torch.no_grad()
-def attention_covariance(backbone, batches, intervals, noise_rank, generator):
-    """Build the `StateCovariance` that re-reads the frozen attention, with all scales at zero.
+def attention_covariance(
+    backbone: Backbone,
+    batches: Sequence[Batch],
+    intervals: Sequence[Interval],
+    noise_rank: int,
+    generator: torch.Generator,
+) -> StateCovariance:
+    """Build the `StateCovariance` that re-reads the frozen attention (eq. 1.10).
 
     Parameters
     ----------
     backbone : Backbone
-    batches : list of dict of Tensor
+    batches : sequence of dict of Tensor
         Training rows; the first half gives keys and values, the second tells what is ordinary.
     intervals : sequence of (int, int)
         The steps.
@@ -277,7 +247,7 @@ def attention_covariance(backbone, batches, intervals, noise_rank, generator):
             part.observe(run, states[k], context.mask)
     device = parts[0].keys[0].device
     processes = {k: parts[k].variance(generator).to(device) for k in starts}
-    seen = {k: [] for k in starts}
+    seen: dict[int, list[Tensor]] = {k: [] for k in starts}
     for batch in batches[half:] or batches:
         h, context = backbone.embed(batch)
         states = backbone.states(h, context)

@@ -1,13 +1,14 @@
 """The covariance of the path.
 
 ``Sigma_s(h) = v_s(h) (a^2 U_s U_s^T, shared by the tokens + delta^2 D_s, independent)`` with
-``v_s(h) = exp(2 b z(rho_s))`` (eq. 1.1 of the user guide). The directions ``U_s`` and the channel
-variances ``D_s`` come from the increments of the frozen blocks, so that the scales ``a`` and
-``delta`` are in units of what a step changes.
+``v_s(h) = exp(2 b z(rho_s))`` (eqs. 1.2, 1.8 of the user guide). The directions ``U_s`` and the
+channel variances ``D_s`` come from the increments of the frozen blocks, so that the scales ``a``
+and ``delta`` are in units of what a step changes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -94,8 +95,7 @@ class StateCovariance(nn.Module):
 
     def with_token_variances(self, token_variances: Tensor) -> "StateCovariance":
         """Return this covariance with other channel variances; the rest is shared."""
-        distances = dict(zip(self.blocks, self.distances, strict=True))
-        return StateCovariance(self.intervals, self.factors, token_variances, distances)
+        return StateCovariance(self.intervals, self.factors, token_variances, self._by_block())
 
     def factor(self, interval: Interval) -> Tensor:
         """Return the directions of a step, (d, r)."""
@@ -107,18 +107,23 @@ class StateCovariance(nn.Module):
 
     def distance(self, h: Tensor, block: int, mask: Tensor | None = None) -> Tensor:
         """Return ``z(rho)`` (n,) of the states `h` (n, t, d) before `block`, one of `blocks`."""
-        distance: Tensor = self.distances[self.blocks.index(block)](h, mask)
+        distance: Tensor = self._by_block()[block](h, mask)
         return distance
+
+    def _by_block(self) -> dict[int, StateDistance]:
+        distances = cast(Sequence[StateDistance], self.distances)
+        return dict(zip(self.blocks, distances, strict=True))
 
     def to_state(self) -> State:
         """Return the steps, the covariance of each, and the distances."""
-        parts = {str(i): d.process.to_state() for i, d in enumerate(self.distances)}
+        distances = list(self._by_block().values())
+        parts = {str(i): d.process.to_state() for i, d in enumerate(distances)}
         tensors = {"factors": self.factors, "token_variances": self.token_variances}
-        tensors |= {f"ordinary.{i}": d.ordinary for i, d in enumerate(self.distances)}
+        tensors |= {f"ordinary.{i}": d.ordinary for i, d in enumerate(distances)}
         config = {
             "intervals": [list(interval) for interval in self.intervals],
             "blocks": list(self.blocks),
-            "process": self.distances[0].process.kind,
+            "process": distances[0].process.kind,
         }
         return State(config, tensors).with_parts(processes=State({}).with_parts(**parts))
 
@@ -151,7 +156,8 @@ def principal_factors(second_moments: Tensor, rank: int) -> Tensor:
     values, vectors = torch.linalg.eigh(second_moments.double())
     kept = slice(values.shape[1] - min(rank, values.shape[1]), None)
     values, vectors = values[:, kept].clamp_min(0), vectors[:, :, kept]
-    return (vectors * values.sqrt()[:, None]).float()
+    factors: Tensor = (vectors * values.sqrt()[:, None]).float()
+    return factors
 
 
 def fit_covariance(
@@ -160,8 +166,8 @@ def fit_covariance(
     """Build the `StateCovariance` of a path.
 
     ``U_s`` holds the `noise_rank` leading principal directions of the pooled increment, ``D_s``
-    the channel variances of the increment. Half of the described states condition the processes,
-    the other half says what is ordinary.
+    the channel variances of the increment (eq. 1.3). Half of the described states condition the
+    processes, the other half says what is ordinary.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ _FAR = 8.0  # standardised distance beyond which states count as equally far
 def describe(h: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the features of a state on which distances are measured, (n, 3d).
 
-    First token, mean and standard deviation over the real tokens, each of unit length.
+    First token, mean and standard deviation over the real tokens, each of unit length (eq. 1.4).
     """
     mean = mean_over_tokens(h, mask)
     # many times faster than Tensor.std
@@ -32,8 +32,8 @@ def describe(h: Tensor, mask: Tensor | None = None) -> Tensor:
 def widening(exponent: float | Tensor, distance: Tensor) -> Tensor:
     """Return ``exp(exponent * distance)``: how much wider than at an ordinary distance, 0.
 
-    The factor of a temperature, or of a standard deviation; with twice the exponent, that of a
-    variance.
+    The factor of a temperature (eq. 5.2), or of a standard deviation; with twice the exponent, that
+    of a variance (eq. 1.8).
     """
     return torch.exp(exponent * distance)
 
@@ -52,7 +52,7 @@ class GaussianProcessVariance(nn.Module):
     """Posterior variance of a Gaussian process with a local kernel, given training states.
 
     ``rho(x) = 1 - k(x, Z) (K_ZZ + noise I)^{-1} k(Z, x)`` with the Matern-1/2 kernel
-    ``exp(-||x - z|| / length)`` (eq. 1.2 of the user guide).
+    ``exp(-||x - z|| / length)`` (eqs. 1.5, 1.6).
 
     Parameters
     ----------
@@ -124,6 +124,7 @@ class StateDistance(nn.Module):
         `standardisation`.
     """
 
+    process: StateProcess
     ordinary: Tensor
 
     def __init__(self, process: StateProcess, ordinary: Tensor) -> None:
@@ -133,7 +134,7 @@ class StateDistance(nn.Module):
 
     @torch.no_grad()  # rounding has no gradient anyway
     def forward(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return ``z(rho)`` of the states `h` (n, t, d), shape (n,)."""
+        """Return ``z(rho)`` of the states `h` (n, t, d), shape (n,); eq. 1.7."""
         mean, std = self.ordinary
         z = (self.process(h, mask) - mean) / std
         # The last bits of a matrix product depend on a row's place in the batch; z must not.

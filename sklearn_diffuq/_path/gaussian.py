@@ -8,7 +8,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GaussianTransition:
-    """The Gaussian law of the next state of every token of a batch (eq. 1.1 of the user guide).
+    """The Gaussian law of the next state of every token of a batch (eq. 1.2).
 
     ``mean + sqrt(shared_variance) U z + sqrt(token_variance) * eps`` with one ``z`` per example,
     shared by its tokens, and an independent ``eps`` per token and channel. Padding tokens carry
@@ -46,7 +46,7 @@ class GaussianTransition:
         return self.mean + noise
 
     def mean_variance(self) -> Tensor:
-        """Return the variance of each example, averaged over real tokens and channels, (n,)."""
+        """Return the variance of each example (n,), mean over tokens and channels (eq. 7.2)."""
         per_channel = self.factor.square().sum(1).mean()
         return self.shared_variance * per_channel + self.token_variance.mean((1, 2))
 
@@ -67,6 +67,6 @@ def tile(x: Tensor, k: int) -> Tensor:
 
 
 def gaussian_kl(mean_q: Tensor, variance_q: Tensor, mean_p: Tensor, variance_p: Tensor) -> Tensor:
-    """Return ``KL(N(mean_q, variance_q) || N(mean_p, variance_p))`` per element, in nats."""
+    """Return ``KL(N(mean_q, variance_q) || N(mean_p, variance_p))`` in nats (eq. 3.3)."""
     ratio = variance_q / variance_p
     return 0.5 * (ratio - 1 - torch.log(ratio) + (mean_q - mean_p).square() / variance_p)

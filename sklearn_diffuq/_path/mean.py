@@ -24,7 +24,7 @@ class Mean(Protocol):
 
 
 class BlockwiseMean:
-    """The frozen mean ``F_s``: the blocks of the wrapped model that a step stands for.
+    """The frozen mean ``F_s``: the blocks of the wrapped model that a step stands for (eq. 1.1).
 
     Parameters
     ----------

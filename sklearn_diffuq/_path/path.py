@@ -1,7 +1,7 @@
 """The probability path: a chain of Gaussian transitions through the depth of a model.
 
 Time runs over the blocks of the wrapped model, ``0 = l_0 < l_1 < .. < l_S = L``. One step is
-``h_{s+1} ~ N(F_s(h_s), Sigma_s(h_s))`` (eq. 1.1 of the user guide).
+``h_{s+1} ~ N(F_s(h_s), Sigma_s(h_s))`` (eq. 1.2 of the user guide).
 """
 
 from collections.abc import Sequence
@@ -87,7 +87,7 @@ class GaussianPath:
         return None
 
     def mean_distance(self, distances: Sequence[Tensor | None]) -> Tensor | None:
-        """Return the mean over the scored times of distances, one for each time; None without."""
+        """Return the mean over the scored times of distances, one for each time (eq. 1.9)."""
         scored = [d for d in (distances[time] for time in self.scored_times) if d is not None]
         return torch.stack(scored, -1).mean(-1) if scored else None
 

@@ -5,6 +5,7 @@ keep their label and lose some of what it is known by. Nothing here knows what t
 """
 
 import torch
+from torch import Tensor
 
 # Each row gets one of these with a strength between the two.
 KINDS = {
@@ -24,10 +25,10 @@ class Perturbation:
         Its device is where the work is done.
     """
 
-    def __init__(self, generator):
+    def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
 
-    def __call__(self, h, mask=None):
+    def __call__(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return perturbed copies of the embeddings `h` (n, t, d); padding is left alone."""
         device = self.generator.device
         h0 = h.to(device)
@@ -56,6 +57,6 @@ class Perturbation:
         changed = made[kind, torch.arange(n, device=device)]
         return torch.where(real[..., None], changed, h0).to(h)
 
-    def _kinds(self, n):
+    def _kinds(self, n: int) -> Tensor:
         device = self.generator.device
         return torch.randint(len(KINDS), (n,), generator=self.generator, device=device)

@@ -32,15 +32,15 @@ class PathStatistics:
         Covariance over examples of the token mean of the increment.
     states : dict from int to Tensor of shape (n, 3d)
         Described states (see `describe`) before each block at which a step starts or ends.
-    moments : InputMoments or None
-        Of the linear layers; None if they were not asked for.
+    moments : InputMoments
+        Of the linear layers; empty if they were not asked for.
     """
 
     intervals: tuple[Interval, ...]
     token_variance: Tensor
     pooled_second_moment: Tensor
     states: dict[int, Tensor]
-    moments: InputMoments | None
+    moments: InputMoments
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def collect_statistics(
         torch.stack([m.covariance() for m in tokens]),
         torch.stack([m.covariance() for m in pooled]),
         {block: torch.cat(described[block]) for block in sorted(described)},
-        collector.moments() if with_moments else None,
+        collector.moments(),
     )
 
 

@@ -18,8 +18,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_diffuq._fitted_path import FittedPath
 from sklearn_diffuq._persistence.files import check_writable, read, write
-from sklearn_diffuq._persistence.wrapped_state import load_wrapped, plain, wrapped_state
-from sklearn_diffuq._state import State
+from sklearn_diffuq._persistence.wrapped_state import load_wrapped, wrapped_state
+from sklearn_diffuq._state import State, plain
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier
 
 _LABEL_KINDS = {str: "str", bool: "bool", int: "int", float: "float"}

@@ -59,7 +59,7 @@ def draw_logits(logits: Tensor, top: Tensor, covariance: Tensor, z: Tensor) -> T
 
 @dataclass(frozen=True)
 class LinearisedPath:
-    """First-order law of the logits at the end of the path (eq. 5.1 of the user guide).
+    """First-order law of the logits at the end of the path (eq. 5.1).
 
     Attributes
     ----------

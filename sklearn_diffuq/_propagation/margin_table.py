@@ -49,7 +49,7 @@ class MomentTable:
         return cls(**state.tensors)
 
     def sample(self, logits: Tensor, growth: Tensor, z: Tensor) -> Tensor:
-        """Draw logits (K, n, n_classes) of new rows.
+        """Draw logits (K, n, n_classes) of new rows (eq. 6.2).
 
         Parameters
         ----------

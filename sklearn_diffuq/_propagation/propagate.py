@@ -57,7 +57,7 @@ Draw = Callable[[GaussianTransition, int], Tensor]  # (law, step) -> next state
 
 
 def follow_mean(path: GaussianPath, h: Tensor, context: Context) -> PathEnd:
-    """Follow the mean of the path from the embedding `h` (n, t, d)."""
+    """Follow the mean of the path from the embedding `h` (n, t, d); eq. 6.4."""
     distance = path.observe(h, 0, context)
     law = path(h, 0, context, distance)
     return _follow(path, law, distance, context, lambda law, step: law.mean)
@@ -66,7 +66,7 @@ def follow_mean(path: GaussianPath, h: Tensor, context: Context) -> PathEnd:
 def follow_samples(
     path: GaussianPath, h: Tensor, context: Context, tiled_context: Context, noise: PathNoise
 ) -> PathEnd:
-    """Draw K paths from the embedding.
+    """Draw K paths from the embedding (eq. 6.1).
 
     Parameters
     ----------

@@ -1,12 +1,13 @@
 """Random numbers that leave the caller's random state alone."""
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 
 
 @contextlib.contextmanager
-def own_torch_seed(seed, device):
+def own_torch_seed(seed: int, device: str | torch.device) -> Iterator[None]:
     """Seed dropout's global generators of `device`, and give their state back afterwards."""
     device = torch.device(device)
     if device.type == "cuda":

@@ -50,7 +50,7 @@ def unified_transition(
     moments: InputMoments,
     n_shared_blocks: int = 1,
 ) -> UnifiedTransition:
-    """Build a `UnifiedTransition` and start it from the frozen blocks, in closed form (eq. 2.2).
+    """Build a `UnifiedTransition` and start it from the frozen blocks, in closed form (eq. 2.3).
 
     For every matrix, ``sum_s w_s ||(W_s - W_shared - U_s V_s) C_s^{1/2}||^2`` is minimised by
     alternating a weighted least squares for ``W_shared`` with a truncated singular value
@@ -149,7 +149,7 @@ def _start_matrix(
 def _correct_bias(
     transition: UnifiedTransition, name: str, bias: str, stack: Tensor, axis: int, mean: Tensor
 ) -> None:
-    """Let the biases take up the mean error of the matrices on inputs of mean (S, d_in)."""
+    """Let the biases take up the mean error on inputs of mean (S, d_in); eq. 2.6."""
     key = key_of(name)
     low_rank = transition.up[key] @ transition.down[key]
     fitted = transition.shared[key][transition.group] + low_rank
@@ -164,13 +164,13 @@ def factorise(
     rank: int,
     n_alternations: int = N_ALTERNATIONS,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Split per-step matrices into shared ones and low-rank deltas, in the metric of the inputs.
+    """Split per-step matrices into shared ones and low-rank deltas (eqs. 2.4, 2.5).
 
     Parameters
     ----------
     target : Tensor of shape (S, out, in)
     metric : Tensor of shape (S, in, in)
-        Second moment of the inputs of each step.
+        Second moment of the inputs of each step; it gets a ridge (eq. 2.2).
     group : list of int, length S
         Which shared matrix each step uses.
     rank : int

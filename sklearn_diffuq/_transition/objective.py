@@ -153,7 +153,7 @@ class PathObjective:
         mask: Tensor | None,
         weight: Tensor,
     ) -> Tensor:
-        """Return the mean over steps, tokens and channels of KL(frozen step || unified step)."""
+        """Return the mean over steps, tokens, channels of KL(frozen || unified step); eq. 3.3."""
         total = torch.zeros((), device=weight.device)
         for interval, mean, target in zip(steps_of(grid), means, targets, strict=True):
             unit = self.covariance.token_variance(interval).clamp_min(1e-12)
@@ -175,7 +175,7 @@ class PathObjective:
         weight: Tensor,
         generator: torch.Generator,
     ) -> Losses:
-        """Return the losses of whole paths (stage C)."""
+        """Return the losses of whole paths (stage C), by their averaged probability (eq. 3.2)."""
         # An antithetic pair of paths; without noise both would be the mean.
         k = 2 if self.scales.any_noise else 1
         tiled = context if k == 1 else self.backbone.embed(tile_batch(batch, k))[1]
@@ -234,7 +234,7 @@ def _antithetic(shape: tuple[int, ...], k: int, generator: torch.Generator) -> T
 def rolled_out_r2(
     transition: Mean, grid: Grid, states: Sequence[Tensor], context: Context
 ) -> list[float]:
-    """Return, per step, the R^2 of the student's rolled-out increments of the state.
+    """Return, per step, the R^2 of the student's rolled-out increments of the state (eq. 4.1).
 
     ``1 - ||h_s^student - h_s||^2 / ||h_s - h_0 - mean||^2`` over rows, tokens and channels.
 

@@ -75,7 +75,7 @@ def choose_rank(
 
 
 def within_margins(logits: Tensor, frozen_logits: Tensor, y: Tensor, temperature: float) -> bool:
-    """Tell whether logits (n, n_classes) keep the accuracy and the probabilities of frozen ones."""
+    """Tell whether logits keep accuracy and probabilities of the frozen ones (eq. 2.7)."""
     lost = lost_accuracy(logits, frozen_logits, y)
     log_p, log_q = (torch.log_softmax(z.double() / temperature, 1) for z in (logits, frozen_logits))
     kl = nn.functional.kl_div(log_p, log_q, reduction="batchmean", log_target=True)

@@ -1,1 +1,1 @@
-"""The wrapped model as a scikit-learn classifier."""
+"""Models as scikit-learn classifiers, which the package's estimators wrap."""

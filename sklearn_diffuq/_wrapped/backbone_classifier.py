@@ -1,5 +1,6 @@
-"""What the two wrapped classifiers share: prediction from logits, and a refitted readout."""
+"""What the two wrapped classifiers share: prediction, a refitted readout, and their state."""
 
+import contextlib
 import copy
 
 import numpy as np
@@ -10,10 +11,11 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.classes import fit_linear_readout
+from sklearn_diffuq._state import State, column_names, plain
 
 
 def resolve_device(device):
-    """Return the torch device that the parameter `device` stands for."""
+    """Return the torch device of a parameter `device`, which may be "auto"."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(device)
@@ -23,17 +25,31 @@ def resolve_device(device):
 
 
 class BackboneClassifier(ClassifierMixin, BaseEstimator):
-    """Prediction from the logits of ``backbone_``; `encode` is the subclass's."""
+    """Prediction from the logits of ``backbone_``.
+
+    `fit` of a subclass sets ``classes_``, ``history_``, ``module_``, ``backbone_`` and the encoder
+    ``_encoder``.
+    """
+
+    def encode(self, X):
+        """Check samples and turn them into model inputs.
+
+        Parameters
+        ----------
+        X : as in `fit`, of length n
+            Samples of the kind that the model reads.
+
+        Returns
+        -------
+        inputs : EncodedInputs
+            Token ids, pixels, numbers and codes of categories, or the entries of a mapping.
+        """
+        check_is_fitted(self)
+        return self._encoder.transform(self, X)
 
     def _logits(self, X):
         check_is_fitted(self)
         return self.backbone_.map_rows(self.backbone_.logits, self.encode(X))
-
-    @property
-    def n_outputs(self):
-        """Number of logits, which is the number of classes."""
-        check_is_fitted(self)
-        return len(self.classes_)
 
     def refit_readout(self, training):
         """Replace the readout by a logistic regression on the pooled features.
@@ -119,6 +135,63 @@ class BackboneClassifier(ClassifierMixin, BaseEstimator):
         winners = self._logits(X).argmax(axis=1)
         return self.classes_[winners]
 
+    def to_state(self):
+        """Return what a fitted classifier is restored from, as a `State`."""
+        config = {
+            "class": type(self).__name__,
+            "params": {name: plain(value) for name, value in self.get_params(deep=False).items()},
+            "n_features_in": getattr(self, "n_features_in_", None),
+            "feature_names_in": column_names(self),
+            "history": self.history_,
+        }
+        weights = self.module_.state_dict() if self._owns_weights() else {}
+        state = State(config, {f"module.{name}": value for name, value in weights.items()})
+        return state.with_parts(backbone=self.backbone_.to_state())
+
+    def with_saved_backbone(self, state):
+        """Return a copy of the fitted classifier with the weights, cut and readout of a state.
+
+        Parameters
+        ----------
+        state : State
+            What `to_state` returned.
+
+        Raises
+        ------
+        BackboneError
+            If the model is not the one that was saved.
+        """
+        clf = copy.copy(self)
+        clf._set_backbone(state, self.backbone_.module)
+        return clf
+
+    def _owns_weights(self):
+        """Return whether `fit` has changed the weights, so that they have to be saved."""
+        return False
+
+    def _restore(self, state, classes, module):
+        """Set the fitted attributes of a state, with a model whose weights may be replaced."""
+        config = state.config
+        self.classes_, self.history_ = classes, config["history"]
+        if config["n_features_in"] is not None:
+            self.n_features_in_ = config["n_features_in"]
+        if config["feature_names_in"] is not None:
+            self.feature_names_in_ = np.array(config["feature_names_in"], dtype=object)
+        self._set_backbone(state, module)
+        return self
+
+    def _set_backbone(self, state, module):
+        weights = state.part("module").tensors
+        if weights:
+            module = copy.deepcopy(module)
+            with contextlib.suppress(RuntimeError):  # if they do not fit, the backbone says so
+                module.load_state_dict(weights)
+        self.module_, self.backbone_ = module, Backbone.from_state(state.part("backbone"), module)
+
+    def _available_device(self):
+        """Return the device of the parameters, or the CPU if that was a GPU and there is none."""
+        return resolve_device(self.device if torch.cuda.is_available() else "cpu")
+
     def __getstate__(self):
         """Return the state with every model on the CPU, so that it loads without a GPU."""
         state = super().__getstate__()
@@ -135,7 +208,7 @@ class BackboneClassifier(ClassifierMixin, BaseEstimator):
         super().__setstate__(state)
         if hasattr(self, "backbone_") and torch.cuda.is_available():
             for module in _modules_of({"backbone_": self.backbone_}):
-                module.to(resolve_device(self.device))
+                module.to(self._available_device())
 
 
 def _modules_of(models):

@@ -5,7 +5,7 @@ from sklearn.utils.validation import check_is_fitted
 
 
 class FromProbabilities:
-    """What a classifier answers beside `predict_proba`."""
+    """Mixin: the other predictions of a classifier that has `predict_proba`."""
 
     def predict_log_proba(self, X):
         """Return the logarithm of `predict_proba`.

@@ -1,21 +1,22 @@
 """FTTransformerClassifier: a transformer for tables, trained from scratch."""
 
 from numbers import Integral, Real
+from typing import ClassVar
 
 import numpy as np
 import torch
 from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.validation import check_consistent_length, check_is_fitted
+from sklearn.utils.validation import check_consistent_length
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.ft_transformer import FTTransformer
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
-from sklearn_diffuq._inputs.rows import check_labels, stratified_split
+from sklearn_diffuq._inputs.rows import check_labels, class_indices, stratified_split
 from sklearn_diffuq._inputs.table_encoder import TableEncoder
 from sklearn_diffuq._training.classification import cross_entropy, fit_classifier
-from sklearn_diffuq._training.loop import LoopOptions
+from sklearn_diffuq._training.options import LoopOptions
 from sklearn_diffuq._training.seeds import own_torch_seed
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier, resolve_device
 
@@ -55,7 +56,7 @@ class FTTransformerClassifier(BackboneClassifier):
     patience : int, default=10
         Stop after this many epochs without a lower loss on the held-out rows.
     device : str or torch.device, default="auto"
-        Where the model trains and predicts; "auto" is CUDA when there is one.
+        Where the model trains and predicts; "auto" is CUDA if available.
     random_state : int, RandomState instance or None, default=None
         Seed of initial weights, held-out rows, batches and dropout.
     verbose : int, default=0
@@ -104,7 +105,7 @@ class FTTransformerClassifier(BackboneClassifier):
     True
     """
 
-    _parameter_constraints: dict = {  # noqa: RUF012 - scikit-learn's convention
+    _parameter_constraints: ClassVar[dict] = {
         "n_blocks": [Interval(Integral, 1, None, closed="left")],
         "width": [Interval(Integral, 1, None, closed="left")],
         "n_heads": [Interval(Integral, 1, None, closed="left")],
@@ -122,6 +123,7 @@ class FTTransformerClassifier(BackboneClassifier):
 
     def __init__(
         self,
+        *,
         n_blocks=3,
         width=32,
         n_heads=4,
@@ -190,24 +192,27 @@ class FTTransformerClassifier(BackboneClassifier):
         y, weight, kept = check_labels(y, sample_weight, type(self).__name__)
         encoder = TableEncoder(seed)
         inputs = encoder.fit_transform(self, X, kept)
-        classes, target = np.unique(y, return_inverse=True)
-        with own_torch_seed(seed, "cpu"):
-            module = FTTransformer(
-                encoder.n_numeric,
-                encoder.cardinalities,
-                len(classes),
-                width=self.width,
-                n_blocks=self.n_blocks,
-                n_heads=self.n_heads,
-                dropout=self.dropout,
-            )
-        training = LabelledInputs.of(inputs, target, weight)
+        classes = np.unique(y)
+        module = self._new_module(encoder, len(classes), seed)
+        training = LabelledInputs.of(inputs, class_indices(y, classes), weight)
         self.history_ = self._train(module, training, seed, device)
         self.classes_, self._encoder = classes, encoder
         self.module_, self.n_iter_ = module, len(self.history_)
         self.backbone_ = Backbone(module, blocks="blocks")
         self.backbone_.probe(inputs.batch(np.arange(min(len(inputs), 8)), device=device))
         return training
+
+    def _new_module(self, encoder, n_classes, seed):
+        with own_torch_seed(seed, "cpu"):
+            return FTTransformer(
+                encoder.n_numeric,
+                encoder.cardinalities,
+                n_classes,
+                width=self.width,
+                n_blocks=self.n_blocks,
+                n_heads=self.n_heads,
+                dropout=self.dropout,
+            )
 
     def _train(self, module, training, seed, device):
         train, held = stratified_split(training.y.numpy(), self.validation_fraction, seed)
@@ -231,18 +236,32 @@ class FTTransformerClassifier(BackboneClassifier):
             ),
         )
 
-    def encode(self, X):
-        """Check rows and turn them into model inputs.
+    def to_state(self):
+        """Return the whole fitted classifier as a `State`."""
+        return super().to_state().with_parts(encoder=self._encoder.to_state())
+
+    @classmethod
+    def from_state(cls, state, classes):
+        """Restore a fitted classifier.
 
         Parameters
         ----------
-        X : array-like or DataFrame of shape (n, n_features)
-            Rows with the features of `fit`.
+        state : State
+            What `to_state` returned.
+        classes : ndarray of shape (n_classes,)
+            The labels.
 
         Returns
         -------
-        inputs : EncodedInputs
-            Numbers as normal quantiles, categories as codes.
+        classifier : FTTransformerClassifier
+            Fitted.
         """
-        check_is_fitted(self)
-        return self._encoder.transform(self, X)
+        clf = cls(**state.config["params"])
+        clf._encoder = TableEncoder.from_state(state.part("encoder"))
+        module = clf._new_module(clf._encoder, len(classes), seed=0)  # of weights to overwrite
+        clf._restore(state, classes, module.eval().to(clf._available_device()))
+        clf.n_iter_ = len(clf.history_)
+        return clf
+
+    def _owns_weights(self):
+        return True

@@ -3,34 +3,30 @@
 import copy
 import warnings
 from numbers import Integral, Real
+from typing import ClassVar
 
 import numpy as np
 import torch
 from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data
+from sklearn.utils.validation import _num_samples, check_consistent_length
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.classes import match_columns
 from sklearn_diffuq._backbones.loading import ModelInputs, load_model, load_preprocessor
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
-from sklearn_diffuq._inputs.encoding import (
-    encode_images,
-    encode_mapping,
-    encode_table,
-    encode_text,
-    input_kind,
-)
-from sklearn_diffuq._inputs.rows import check_labels
+from sklearn_diffuq._inputs.rows import check_labels, class_indices
+from sklearn_diffuq._state import State
 from sklearn_diffuq._training.classification import cross_entropy, fit_classifier
-from sklearn_diffuq._training.loop import LoopOptions
+from sklearn_diffuq._training.options import LoopOptions
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier, resolve_device
+from sklearn_diffuq._wrapped.model_encoder import ModelEncoder
 from sklearn_diffuq.exceptions import ReadoutWarning
 
 
 class TransformerClassifier(BackboneClassifier):
-    """A transformer that is already trained, as a scikit-learn classifier.
+    """Pre-trained transformer as a scikit-learn classifier.
 
     `fit` matches the model's logits with the labels and trains nothing, unless the head does not
     fit or `finetune` asks for it. Predictions of a row depend on neither its batch nor its order.
@@ -61,7 +57,7 @@ class TransformerClassifier(BackboneClassifier):
     weight_decay : float, default=0.01
         Decoupled weight decay of fine-tuning.
     device : str or torch.device, default="auto"
-        Where the model runs; "auto" is CUDA when there is one. A model that is elsewhere is copied.
+        Where the model runs; "auto" is CUDA if available. A model on another device is copied.
     random_state : int, RandomState instance or None, default=None
         Seed of batches and dropout, if `finetune`.
     verbose : int, default=0
@@ -117,7 +113,7 @@ class TransformerClassifier(BackboneClassifier):
     (1197, 10)
     """
 
-    _parameter_constraints: dict = {  # noqa: RUF012 - scikit-learn's convention
+    _parameter_constraints: ClassVar[dict] = {
         "model": [torch.nn.Module, str],
         "preprocessor": [callable, str, None],
         "finetune": ["boolean"],
@@ -209,87 +205,87 @@ class TransformerClassifier(BackboneClassifier):
             Rows of positive weight, as `encode` returns them, with class indices and weights.
         """
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        n = None if y is None else len(y)
+        n = None if y is None else _num_samples(y)
         y, weight, kept = check_labels(y, sample_weight, type(self).__name__)
         self._set_model(resolve_device(self.device))
-        inputs = self._encode(X, reset=True)
+        inputs = self._encoder.fit_transform(self, X)
         check_consistent_length(np.empty(len(inputs)), np.empty(n))
-        self.classes_, target = np.unique(y, return_inverse=True)
-        training = LabelledInputs.of(inputs.take(kept), target, weight)
+        self.classes_ = np.unique(y)
+        training = LabelledInputs.of(inputs.take(kept), class_indices(y, self.classes_), weight)
         self._cut(training.inputs)
         self._align(training)
         self.history_ = self._train(training, seed) if self.finetune else []
         return training
 
-    def encode(self, X):
-        """Check rows and turn them into model inputs.
-
-        Parameters
-        ----------
-        X : as in `fit`, of length n
-            Rows of the kind that the model reads.
-
-        Returns
-        -------
-        inputs : EncodedInputs
-            Token ids, pixels, numbers, or the entries of a mapping.
-        """
-        check_is_fitted(self)
-        return self._encode(X, reset=False)
-
     def _set_model(self, device):
-        """Find the model and the preprocessor; copy the model if it will change or move."""
+        """Load the model and its encoder; copy a given model that will be trained or moved."""
         model, own = load_model(self.model) if isinstance(self.model, str) else (self.model, None)
-        self._reads = ModelInputs.of(model)
-        if self._reads.pad_id is None and type(model).__name__.endswith("SequenceClassification"):
+        preprocessor = own if self.preprocessor is None else self.preprocessor
+        if isinstance(preprocessor, str):
+            is_image = ModelInputs.of(model).kind == "images"
+            preprocessor = load_preprocessor(preprocessor, is_image)
+        self._encoder = ModelEncoder(model, preprocessor, self.max_length)
+        pad_id = self._encoder.reads.pad_id
+        if pad_id is None and type(model).__name__.endswith("SequenceClassification"):
             raise ValueError(
                 f"{type(model).__name__} has no `config.pad_token_id`, so it cannot find the last "
                 "token of a text. Set `model.config.pad_token_id = tokenizer.pad_token_id`, or to "
                 "the end-of-text token if the tokenizer has no padding token."
             )
-        self._preprocessor = own if self.preprocessor is None else self.preprocessor
-        if isinstance(self._preprocessor, str):
-            self._preprocessor = load_preprocessor(self._preprocessor, self._reads.kind == "images")
-        at_home = next(model.parameters()).device == device
-        if not isinstance(self.model, str) and (self.finetune or not at_home):
+        on_device = next(model.parameters()).device == device
+        if not isinstance(self.model, str) and (self.finetune or not on_device):
             model = copy.deepcopy(model)
         self.module_ = model.to(device)
 
-    def _encode(self, X, reset):
-        kind, reads = input_kind(X), self._reads
-        if kind == "mapping":
-            inputs = encode_mapping(X, reads.max_length, reads.pad_id or 0)
-        elif kind == "text":
-            inputs = encode_text(X, self._tokenizer(), self._longest_text(), reads.pad_id)
-        elif reads.kind == "text" or _is_tokenizer(self._preprocessor):
-            raise ValueError(
-                f"{type(self.module_).__name__} reads text, but X is a {type(X).__name__} of "
-                f"{kind}. Give a collection of str, or a mapping with `input_ids`."
-            )
-        elif reads.kind == "images" or kind == "images" or self._preprocessor is not None:
-            inputs = encode_images(X, self._preprocessor, reads.n_channels, reads.image_size)
-        else:
-            inputs = encode_table(validate_data(self, X, reset=reset, dtype=np.float32))
-        if len(inputs) == 0:
-            raise ValueError("Found input with 0 sample(s) while a minimum of 1 is required.")
-        return inputs
+    def to_state(self):
+        """Return the fitted classifier as a `State`; its weights only if they were trained.
 
-    def _tokenizer(self):
-        if not _is_tokenizer(self._preprocessor):
-            raise ValueError(
-                "X is text, but there is no tokenizer to read it: preprocessor is "
-                f"{self._preprocessor!r}. Pass `preprocessor=`, the model's tokenizer or the "
-                "directory to load it from."
-            )
-        return self._preprocessor
+        A model or a preprocessor that was not given by name has to be given to `from_state`.
+        """
+        given = self.preprocessor
+        is_object = given is not None and not isinstance(given, str)
+        state = super().to_state()
+        name = type(given).__name__ if is_object else None
+        return State(state.config | {"preprocessor": name}, state.tensors)
 
-    def _longest_text(self):
-        limits = (self.max_length, self._reads.max_length, self._tokenizer().model_max_length)
-        shortest = min(limit for limit in limits if limit is not None)
-        return shortest if shortest < 2**31 else None
+    @classmethod
+    def from_state(cls, state, classes, *, model=None, preprocessor=None):
+        """Restore a fitted classifier.
+
+        Parameters
+        ----------
+        state : State
+            What `to_state` returned.
+        classes : ndarray of shape (n_classes,)
+            The labels.
+        model : torch.nn.Module or str, default=None
+            Replaces the parameter `model`; required if that was not a str.
+        preprocessor : tokenizer, callable or str, default=None
+            Replaces the parameter `preprocessor`; required if that was an object.
+
+        Returns
+        -------
+        classifier : TransformerClassifier
+            Fitted.
+
+        Raises
+        ------
+        BackboneError
+            If the model is not the one that was saved.
+        OSError, ValueError
+            If it cannot be loaded by its name.
+        """
+        given = {"model": model, "preprocessor": preprocessor}
+        given = {name: value for name, value in given.items() if value is not None}
+        clf = cls(**state.config["params"] | given)
+        clf._set_model(clf._available_device())
+        return clf._restore(state, classes, clf.module_)
+
+    def _owns_weights(self):
+        return self.finetune
 
     def _cut(self, inputs):
-        """Cut the model on a few rows; the shortest and the longest text give padding."""
+        """Cut the model on a few samples; the shortest and the longest text ensure padding."""
         rows = np.arange(min(len(inputs), 4))
         if inputs.lengths is not None:
             rows = np.unique([inputs.lengths.argmin(), inputs.lengths.argmax(), *rows])
@@ -303,7 +299,7 @@ class TransformerClassifier(BackboneClassifier):
         names = getattr(getattr(self.module_, "config", None), "id2label", None)
         columns = match_columns(classes, native, names)
         if columns is not None:
-            # all logits in their order are passed on untouched
+            # no copy of the logits where all are kept in their order
             backbone.columns = None if columns == list(range(native)) else columns
             return
         head = "has no head" if native is None else f"has a head of {native} output(s)"
@@ -314,7 +310,7 @@ class TransformerClassifier(BackboneClassifier):
             "mean is fitted instead. To use the head, give labels that match "
             "`model.config.id2label`, or integers from 0.",
             ReadoutWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
         self.refit_readout(training)
 
@@ -339,8 +335,3 @@ class TransformerClassifier(BackboneClassifier):
                 verbose=self.verbose,
             ),
         )
-
-
-def _is_tokenizer(preprocessor):
-    """Tell a tokenizer from an image transform, without importing transformers."""
-    return hasattr(preprocessor, "model_max_length")

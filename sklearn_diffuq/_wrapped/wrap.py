@@ -1,14 +1,14 @@
-"""From what the user gives to what the path needs: a fitted wrapped classifier and its rows."""
+"""Fit the classifier that an estimator wraps, and encode the samples for it."""
 
 import copy
 
-import numpy as np
 import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted, check_memory
 
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
+from sklearn_diffuq._inputs.rows import class_indices
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
 from sklearn_diffuq._wrapped.transformer_classifier import TransformerClassifier
@@ -25,7 +25,7 @@ def fit_wrapped(owner, X, y, sample_weight, seed, memory=None):
     -------
     wrapped : BackboneClassifier
     training : LabelledInputs
-        The rows, encoded.
+        The samples, encoded.
     """
     estimator = owner.estimator
     if isinstance(estimator, FrozenEstimator):
@@ -91,14 +91,5 @@ def check_precision(module):
 
 
 def label(wrapped, X, y, sample_weight):
-    """Encode rows for the wrapped model and give their labels its class indices."""
-    unseen = np.setdiff1d(y, wrapped.classes_)
-    if len(unseen):
-        raise ValueError(
-            f"The labels {unseen.tolist()} are unknown to the wrapped model, whose classes are "
-            f"{np.asarray(wrapped.classes_).tolist()}. Give rows of these classes, or a model that "
-            "was trained with all classes."
-        )
-    order = np.argsort(wrapped.classes_)
-    index = order[np.searchsorted(np.asarray(wrapped.classes_)[order], y)]
-    return LabelledInputs.of(wrapped.encode(X), index, sample_weight)
+    """Encode samples for a fitted wrapped classifier, with the indices of its classes."""
+    return LabelledInputs.of(wrapped.encode(X), class_indices(y, wrapped.classes_), sample_weight)

@@ -1,11 +1,11 @@
-"""Rivals of :class:`~sklearn_diffuq.DiffusionCalibratedClassifier`, around the same wrapped model.
+"""Baselines for :class:`~sklearn_diffuq.DiffusionCalibratedClassifier`, around the same model.
 
-All have one constructor shape, take the same data, and leave the wrapped model as it is, so that
-a comparison changes one name only. All of them average probabilities, never logits.
+They share one constructor signature, accept the same data, and do not change the wrapped model: a
+comparison changes only the name of the class. All of them average probabilities, never logits.
 
-Two rivals need no class of their own. Temperature, sigmoid and isotonic calibration are
-scikit-learn's ``CalibratedClassifierCV(FrozenEstimator(fitted), method=...)``. Distillation into a
-smaller network, without noise, is the unified transition without its path loss and its labels::
+Two baselines need no class here. For temperature, sigmoid and isotonic calibration, use
+scikit-learn's ``CalibratedClassifierCV(FrozenEstimator(fitted), method=...)``. For distillation
+into a smaller network without noise, use the unified transition without path loss and labels::
 
     DiffusionCalibratedClassifier(
         estimator, inference="mean", path_weight=0, label_weight=0, rank=...)

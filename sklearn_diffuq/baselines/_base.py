@@ -1,7 +1,8 @@
-"""What all rivals share: rows, the wrapped model, and probabilities."""
+"""What all baselines share: splitting the data, the wrapped model, and probabilities."""
 
 from abc import ABC, abstractmethod
 from numbers import Integral, Real
+from typing import ClassVar
 
 import torch
 from scipy.special import softmax
@@ -10,7 +11,8 @@ from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_diffuq._inputs.rows import check_rows, safe_indexing, stratified_split
+from sklearn_diffuq._inputs.rows import calibration_split, check_rows, safe_indexing
+from sklearn_diffuq._training.options import LoopOptions
 from sklearn_diffuq._wrapped.from_probabilities import FromProbabilities
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
 from sklearn_diffuq._wrapped.wrap import fit_wrapped, label
@@ -20,26 +22,41 @@ COMMON = {
     "preprocessor": [callable, HasMethods(["__call__"]), str, None],
     "device": [str],
     "random_state": ["random_state"],
-    "verbose": ["verbose"],
 }
+VALIDATION_FRACTION = {"validation_fraction": [Interval(Real, 0, 1, closed="neither")]}
 TRAINING = {
-    "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+    **VALIDATION_FRACTION,
     "max_epochs": [Interval(Integral, 1, None, closed="left")],
     "batch_size": [Interval(Integral, 1, None, closed="left")],
     "lr": [Interval(Real, 0, None, closed="neither")],
+    "verbose": ["verbose"],
 }
 
 
-class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC):
-    """Fit and predict around a wrapped model that stays as it is.
+def loop_options(estimator, seed, **options):
+    """Return the `LoopOptions` of a baseline that has the parameters `TRAINING`."""
+    return LoopOptions(
+        max_epochs=estimator.max_epochs,
+        lr=estimator.lr,
+        seed=seed,
+        verbose=estimator.verbose,
+        **options,
+    )
 
-    A subclass writes `_fit` and `_proba`. One with a parameter `validation_fraction` gets held-out
-    rows in `_fit`; for the others, all rows are training rows.
+
+class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC):
+    """Fit and predict around a wrapped model, which is not changed.
+
+    Subclasses implement `_fit` and `_proba`. `_needs_held_out` says whether `_fit` gets held-out
+    rows; these classes have a parameter `validation_fraction`. For the others, all rows are
+    training rows.
     """
+
+    _needs_held_out: ClassVar[bool] = True
 
     @_fit_context(prefer_skip_nested_validation=False)
     def fit(self, X, y, sample_weight=None, *, X_calibration=None, y_calibration=None):
-        """Fit the wrapped model where it is not fitted yet, and the method on top of it.
+        """Fit the wrapped model, unless it is fitted already, and then the method itself.
 
         Parameters
         ----------
@@ -50,8 +67,8 @@ class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC)
         sample_weight : array-like of shape (n,), default=None
             Weights of the rows; rows of weight zero are dropped.
         X_calibration, y_calibration : as X and y, default=None
-            Held-out rows for model selection. None takes `validation_fraction` of `X`. A method
-            without that parameter selects nothing and leaves these rows unused.
+            Held-out rows for model selection. None holds out `validation_fraction` of `X`. Methods
+            without that parameter ignore these rows.
 
         Returns
         -------
@@ -72,23 +89,21 @@ class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC)
         rows = check_rows(X, y, sample_weight)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         held = None
-        if hasattr(self, "validation_fraction"):
-            if X_calibration is None:
-                parts = stratified_split(rows[1], self.validation_fraction, seed)
-                rows, held = ([safe_indexing(part, i) for part in rows] for i in parts)
-            else:
-                held = check_rows(X_calibration, y_calibration, None)
-        self.wrapped_ = self._wrap(rows, seed)
+        if self._needs_held_out and X_calibration is None:
+            parts = calibration_split(rows[1], self.validation_fraction, seed)
+            rows, held = ([safe_indexing(part, i) for part in rows] for i in parts)
+        elif self._needs_held_out:
+            held = check_rows(X_calibration, y_calibration, None)
+        self.wrapped_, training = self._wrap(rows, seed)
         self.classes_ = self.wrapped_.classes_
         for name in ("n_features_in_", "feature_names_in_"):
             if hasattr(self.wrapped_, name):
                 setattr(self, name, getattr(self.wrapped_, name))
-        held = None if held is None else label(self.wrapped_, *held)
-        self._fit(label(self.wrapped_, *rows), held, seed)
+        self._fit(training, None if held is None else label(self.wrapped_, *held), seed)
         return self
 
     def _wrap(self, rows, seed):
-        """Return the fitted wrapped model; `rows` are X, y and weights."""
+        """Return the fitted wrapped model and the encoded rows; `rows` are X, y and weights."""
         return fit_wrapped(self, *rows, seed)
 
     @abstractmethod
@@ -117,7 +132,7 @@ class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC)
         return proba / proba.sum(1, keepdims=True)
 
     def __sklearn_tags__(self):
-        """Take what the wrapped model takes."""
+        """Accept the inputs that the wrapped model accepts."""
         tags = super().__sklearn_tags__()
         estimator = FTTransformerClassifier() if self.estimator is None else self.estimator
         if hasattr(estimator, "__sklearn_tags__"):
@@ -126,9 +141,9 @@ class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC)
 
 
 class SamplingClassifier(BaselineClassifier):
-    """A rival whose probabilities are the mean over samples of the model.
+    """A baseline whose probabilities are the mean over samples of the model.
 
-    A subclass writes `_sample_logits` instead of `_proba`.
+    Subclasses implement `_sample_logits` instead of `_proba`.
     """
 
     @abstractmethod
@@ -154,17 +169,3 @@ class SamplingClassifier(BaselineClassifier):
         check_is_fitted(self)
         proba = softmax(self._sample_logits(X), axis=2)
         return (proba / proba.sum(2, keepdims=True)).swapaxes(0, 1)
-
-
-def count_parameters(*parts):
-    """Return the number of parameters of modules, backbones and arrays, each counted once."""
-    found, total = {}, 0
-    for part in parts:
-        if isinstance(part, torch.Tensor):
-            total += part.numel()
-            continue
-        roots = [part]
-        if hasattr(part, "custom_readout"):
-            roots = [root for root in (part.module, part.custom_readout) if root is not None]
-        found |= {id(p): p.numel() for root in roots for p in root.parameters()}
-    return total + sum(found.values())

@@ -1,4 +1,4 @@
-"""Deep ensemble: several trainings, averaged."""
+"""Deep ensemble: the average of several training runs."""
 
 from numbers import Integral
 from typing import ClassVar
@@ -7,23 +7,22 @@ import numpy as np
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils._param_validation import Interval
-from torch.nn import functional as F
 
-from sklearn_diffuq._backbones.backbone import stream
+from sklearn_diffuq._training.classification import cross_entropy
 from sklearn_diffuq._training.seeds import own_torch_seed
 from sklearn_diffuq._wrapped.wrap import fit_wrapped
-from sklearn_diffuq.baselines._base import COMMON, TRAINING, SamplingClassifier, count_parameters
-from sklearn_diffuq.baselines._finetuning import fine_tune, trainable_copy
-from sklearn_diffuq.baselines._last_layer import linear_layers, with_last_layer
+from sklearn_diffuq.baselines._backbone_modules import count_parameters
+from sklearn_diffuq.baselines._base import COMMON, TRAINING, SamplingClassifier
+from sklearn_diffuq.baselines._fine_tuning import fine_tune, trainable_copy
+from sklearn_diffuq.baselines._last_layer import LastLayer, with_last_layer
 
 
 class DeepEnsembleClassifier(SamplingClassifier):
     """Average of several trained transformers.
 
-    An estimator that `fit` trains is trained `n_members` times with different seeds. A model that
-    comes trained is copied `n_members` times; each copy gets a new random last layer and is
-    fine-tuned with its own order of the rows. The epoch with the lowest log loss on held-out rows
-    is kept.
+    An unfitted estimator is trained `n_members` times with different seeds. A pre-trained model is
+    copied `n_members` times; each copy gets a new random last layer and is fine-tuned with its own
+    order of the rows. The epoch with the lowest log loss on held-out rows is kept.
 
     Parameters
     ----------
@@ -34,26 +33,26 @@ class DeepEnsembleClassifier(SamplingClassifier):
     n_members : int, default=5
         Number of models.
     validation_fraction : float, default=0.2
-        Share of the rows held out, per class, if `fit` is not given `X_calibration`.
+        Fraction of the rows of each class to hold out if `fit` gets no `X_calibration`.
     max_epochs : int, default=3
-        Epochs of fine-tuning, of a model that comes trained.
+        Epochs of fine-tuning, for pre-trained models.
     batch_size : int, default=32
         Rows in a batch of fine-tuning.
     lr : float, default=5e-5
-        Highest learning rate of fine-tuning.
+        Peak learning rate of fine-tuning.
     device : str, default="auto"
-        Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
+        Device of a wrapped model that is not fitted yet; "auto" uses CUDA if available.
     random_state : int, RandomState instance or None, default=None
-        Seed from which the members get theirs.
+        Seed from which the seeds of the members are drawn.
     verbose : int, default=0
-        Above 0, print one line per epoch of fine-tuning.
+        If positive, print one line per epoch of fine-tuning.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
         Class labels, in the order of the probabilities.
     wrapped_ : estimator
-        The fitted wrapped classifier; the first member where `fit` trained the members.
+        The fitted wrapped classifier. If `fit` trained it, it is the first member.
     n_parameters_ : int
         Number of parameters that a prediction uses.
     n_passes_ : int
@@ -61,11 +60,12 @@ class DeepEnsembleClassifier(SamplingClassifier):
 
     See Also
     --------
-    MCDropoutClassifier : Samples from one training.
+    MCDropoutClassifier : Samples from one training run.
 
     Notes
     -----
-    Members that start from one pre-trained model differ less than members trained from scratch.
+    Members that start from one pre-trained model are less diverse than members trained from
+    scratch.
 
     References
     ----------
@@ -116,14 +116,14 @@ class DeepEnsembleClassifier(SamplingClassifier):
         self.verbose = verbose
 
     def _wrap(self, rows, seed):
-        first = fit_wrapped(self, *rows, seed)
+        first, training = fit_wrapped(self, *rows, seed)
         self._members = []  # pairs of encoder and backbone
-        if first.history_ and not isinstance(self.estimator, FrozenEstimator):
+        if not isinstance(self.estimator, FrozenEstimator) and first.history_:
             members = [first]
             for state in self._seeds(seed)[1:]:
                 members.append(clone(first).set_params(random_state=int(state)).fit(*rows))
             self._members = [(member, member.backbone_) for member in members]
-        return first
+        return first, training
 
     def _seeds(self, seed):
         # 31 bits: scikit-learn takes no larger seeds
@@ -131,27 +131,24 @@ class DeepEnsembleClassifier(SamplingClassifier):
 
     def _fit(self, training, held_out, seed):
         if not self._members:
-            wrapped, name = with_last_layer(self.wrapped_, training)
+            wrapped, last_layer = with_last_layer(self.wrapped_, training)
             for state in self._seeds(seed):
-                member = self._fine_tuned(wrapped, name, training, held_out, int(state))
+                member = self._fine_tuned(last_layer, training, held_out, int(state))
                 self._members.append((wrapped, member))
-        self.n_parameters_ = count_parameters(*[backbone for _, backbone in self._members])
+        self.n_parameters_ = count_parameters([backbone for _, backbone in self._members])
         self.n_passes_ = self.n_members
 
-    def _fine_tuned(self, wrapped, name, training, held_out, seed):
-        backbone, modules = trainable_copy(wrapped.backbone_)
-        with own_torch_seed(seed, next(modules.parameters()).device):
-            linear_layers(backbone)[name].reset_parameters()
-
-        def losses(batch, y):
-            return F.cross_entropy(backbone.logits(batch).float(), y, reduction="none")
-
-        fine_tune(self, modules, losses, training, held_out, seed)
+    def _fine_tuned(self, last_layer, training, held_out, seed):
+        """Return a fine-tuned copy of a backbone whose last layer starts from random weights."""
+        backbone = trainable_copy(last_layer.backbone)
+        with own_torch_seed(seed, backbone.device):
+            LastLayer(backbone, last_layer.name).layer.reset_parameters()
+        fine_tune(self, backbone, cross_entropy(backbone.logits), training, held_out, seed)
         return backbone
 
     def _sample_logits(self, X):
         logits = [
-            stream(backbone, wrapped.encode(X), backbone.logits, wrapped._n_tokens)
+            backbone.map_rows(backbone.logits, wrapped.encode(X))
             for wrapped, backbone in self._members
         ]
         return np.stack(logits, 1)

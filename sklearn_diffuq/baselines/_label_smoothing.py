@@ -1,4 +1,4 @@
-"""Label smoothing: a copy of the wrapped model fine-tuned towards softened labels."""
+"""Label smoothing: a copy of the wrapped model, fine-tuned on softened labels."""
 
 from numbers import Real
 from typing import ClassVar
@@ -7,16 +7,17 @@ from scipy.special import softmax
 from sklearn.utils._param_validation import Interval
 from torch.nn import functional as F
 
-from sklearn_diffuq._backbones.backbone import stream
-from sklearn_diffuq.baselines._base import COMMON, TRAINING, BaselineClassifier, count_parameters
-from sklearn_diffuq.baselines._finetuning import fine_tune, trainable_copy
+from sklearn_diffuq.baselines._backbone_modules import count_parameters
+from sklearn_diffuq.baselines._base import COMMON, TRAINING, BaselineClassifier
+from sklearn_diffuq.baselines._fine_tuning import fine_tune, trainable_copy
 
 
 class LabelSmoothingClassifier(BaselineClassifier):
     """A copy of a trained transformer, fine-tuned with label smoothing.
 
-    The target of a row of class y is ``(1 - smoothing) onehot(y) + smoothing / n_classes``. All of
-    the copy is trained; the epoch with the lowest smoothed loss on held-out rows is kept.
+    The target of a row of class y is ``(1 - smoothing) onehot(y) + smoothing / n_classes``. All
+    parameters of the copy are trained. The epoch with the lowest smoothed loss on held-out rows is
+    kept.
 
     Parameters
     ----------
@@ -25,28 +26,28 @@ class LabelSmoothingClassifier(BaselineClassifier):
     preprocessor : callable or str, default=None
         Tokenizer or image transform; with a torch model only.
     smoothing : float, default=0.1
-        Share of the target that is spread evenly over all classes.
+        Probability mass that is spread evenly over all classes.
     validation_fraction : float, default=0.2
-        Share of the rows held out, per class, if `fit` is not given `X_calibration`.
+        Fraction of the rows of each class to hold out if `fit` gets no `X_calibration`.
     max_epochs : int, default=3
         Epochs of fine-tuning.
     batch_size : int, default=32
         Rows in a training batch.
     lr : float, default=5e-5
-        Highest learning rate.
+        Peak learning rate.
     device : str, default="auto"
-        Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
+        Device of a wrapped model that is not fitted yet; "auto" uses CUDA if available.
     random_state : int, RandomState instance or None, default=None
         Seed of the wrapped model, split and training.
     verbose : int, default=0
-        Above 0, print one line per epoch.
+        If positive, print one line per epoch.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
         Class labels, in the order of the probabilities.
     wrapped_ : estimator
-        The fitted wrapped classifier; it is not the one that predicts.
+        The fitted wrapped classifier. Predictions come from a fine-tuned copy.
     history_ : list of dict
         One entry per epoch.
     n_parameters_ : int
@@ -107,17 +108,16 @@ class LabelSmoothingClassifier(BaselineClassifier):
         self.verbose = verbose
 
     def _fit(self, training, held_out, seed):
-        self._backbone, modules = trainable_copy(self.wrapped_.backbone_)
+        self._backbone = trainable_copy(self.wrapped_.backbone_)
 
         def losses(batch, y):
             logits = self._backbone.logits(batch).float()
             return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
 
-        self.history_ = fine_tune(self, modules, losses, training, held_out, seed)
-        self.n_parameters_ = count_parameters(self._backbone)
+        self.history_ = fine_tune(self, self._backbone, losses, training, held_out, seed)
+        self.n_parameters_ = count_parameters([self._backbone])
         self.n_passes_ = 1
 
     def _proba(self, X):
-        inputs = self.wrapped_.encode(X)
-        logits = stream(self._backbone, inputs, self._backbone.logits, self.wrapped_._n_tokens)
+        logits = self._backbone.map_rows(self._backbone.logits, self.wrapped_.encode(X))
         return softmax(logits, axis=1)

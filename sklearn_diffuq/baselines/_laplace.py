@@ -1,24 +1,24 @@
 """Laplace approximation of the posterior of the last layer, by laplace-torch."""
 
-import math
 import warnings
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from scipy.special import softmax
 
-from sklearn_diffuq.baselines._base import COMMON, BaselineClassifier, count_parameters
-from sklearn_diffuq.baselines._last_layer import aligned_weights, features_of, training_features
+from sklearn_diffuq.baselines._backbone_modules import count_parameters
+from sklearn_diffuq.baselines._base import COMMON, BaselineClassifier
+from sklearn_diffuq.baselines._kronecker_posterior import KroneckerPosterior, with_constant
+from sklearn_diffuq.baselines._last_layer import LastLayer, with_last_layer
 
 
 class LaplaceClassifier(BaselineClassifier):
     """Last-layer Laplace approximation around a trained transformer.
 
-    The posterior of the last linear layer is a Gaussian around its trained weights, whose
-    covariance is the inverse of the Kronecker-factored generalised Gauss-Newton matrix plus a prior
-    precision; the prior precision is that of the largest marginal likelihood. Probabilities are
-    those of the linearised model by the probit approximation. Nothing else is trained.
+    The posterior of the last linear layer is a Gaussian around its trained weights. Its precision
+    is the Kronecker-factored generalised Gauss-Newton matrix plus a prior precision, chosen by
+    marginal likelihood. Probabilities come from the probit approximation of the linearised model.
+    The wrapped model is not trained.
 
     Needs laplace-torch: ``pip install "sklearn-diffuq[bench]"``.
 
@@ -29,11 +29,9 @@ class LaplaceClassifier(BaselineClassifier):
     preprocessor : callable or str, default=None
         Tokenizer or image transform; with a torch model only.
     device : str, default="auto"
-        Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
+        Device of a wrapped model that is not fitted yet; "auto" uses CUDA if available.
     random_state : int, RandomState instance or None, default=None
         Seed of the wrapped model.
-    verbose : int, default=0
-        Not used, since nothing is trained.
 
     Attributes
     ----------
@@ -51,7 +49,8 @@ class LaplaceClassifier(BaselineClassifier):
     Warns
     -----
     ReadoutWarning
-        If the model does not end in one linear layer: a logistic regression takes its place.
+        If the model does not end in one linear layer; a logistic regression on pooled features is
+        used then.
 
     See Also
     --------
@@ -60,8 +59,8 @@ class LaplaceClassifier(BaselineClassifier):
 
     Notes
     -----
-    The bias is the weight of a constant feature, so that it shares the factors. Everything is
-    fitted in single precision and evaluated in double precision.
+    The bias is treated as the weight of a constant feature, so that it shares the Kronecker
+    factors. The posterior is fitted in single precision and evaluated in double precision.
 
     References
     ----------
@@ -81,83 +80,34 @@ class LaplaceClassifier(BaselineClassifier):
     (150, 3)
     """
 
+    _needs_held_out: ClassVar[bool] = False
     _parameter_constraints: ClassVar[dict] = COMMON
 
-    def __init__(
-        self, estimator=None, *, preprocessor=None, device="auto", random_state=None, verbose=0
-    ):
+    def __init__(self, estimator=None, *, preprocessor=None, device="auto", random_state=None):
         self.estimator = estimator
         self.preprocessor = preprocessor
         self.device = device
         self.random_state = random_state
-        self.verbose = verbose
 
     def _fit(self, training, held_out, seed):
         if training.weight.unique().numel() > 1:
-            raise ValueError("laplace-torch knows no sample weights: give no weights.")
-        values = training_features(self, training)
-        backbone = self.wrapped_.backbone_
-        weight, bias = (part.cpu() for part in aligned_weights(backbone, self._layer))
-        self._posterior = fit_posterior(values, training.y, torch.cat([weight, bias[:, None]], 1))
+            raise ValueError("laplace-torch does not support sample weights: fit without them.")
+        self.wrapped_, last_layer = with_last_layer(self.wrapped_, training)
+        weight, bias = (part.cpu() for part in last_layer.weights())
+        self._layer = last_layer.name
+        self._posterior = fit_posterior(
+            last_layer.all_features(training.inputs),
+            training.y,
+            torch.cat([weight, bias[:, None]], 1),
+        )
         self.prior_precision_ = self._posterior.prior_precision
-        self.n_parameters_ = count_parameters(backbone, *self._posterior.tensors)
+        self.n_parameters_ = count_parameters([last_layer.backbone], *self._posterior.tensors)
         self.n_passes_ = 1
 
     def _proba(self, X):
-        logits = features_of(self, self.wrapped_.encode(X), self._posterior.logits)
+        last_layer = LastLayer(self.wrapped_.backbone_, self._layer)
+        logits = last_layer.predict(self._posterior.logits, self.wrapped_.encode(X))
         return softmax(logits, axis=1)
-
-
-@dataclass(frozen=True)
-class KroneckerPosterior:
-    """Gaussian of a bias-free linear layer, ``N(W, (B kron A + prior_precision I)^-1)``.
-
-    Attributes
-    ----------
-    weight : Tensor of shape (n_classes, d + 1)
-        Mean; the last column is the bias.
-    output_values, output_vectors : Tensor of shape (n_classes,) and (n_classes, n_classes)
-        Eigenvalues and eigenvectors (columns) of B.
-    input_values, input_vectors : Tensor of shape (d + 1,) and (d + 1, d + 1)
-        The same of A.
-    prior_precision : float
-    """
-
-    weight: torch.Tensor
-    output_values: torch.Tensor
-    output_vectors: torch.Tensor
-    input_values: torch.Tensor
-    input_vectors: torch.Tensor
-    prior_precision: float
-
-    @property
-    def tensors(self):
-        """All that is stored."""
-        return [
-            self.weight,
-            self.output_values,
-            self.output_vectors,
-            self.input_values,
-            self.input_vectors,
-        ]
-
-    def moments(self, features):
-        """Return mean and variance of the logits of features (n, d), both (n, n_classes)."""
-        features = with_constant(features)
-        precision = self.output_values[:, None] * self.input_values + self.prior_precision
-        projected = (features @ self.input_vectors).square()
-        variance = (projected @ (1 / precision).T) @ self.output_vectors.square().T
-        return features @ self.weight.T, variance
-
-    def logits(self, features):
-        """Return the logits of the probit approximation of the mean probabilities."""
-        mean, variance = self.moments(features)
-        return mean / torch.sqrt(1 + math.pi / 8 * variance)
-
-
-def with_constant(features):
-    """Return the features with a column of ones, for the bias."""
-    return torch.cat([features, features.new_ones(len(features), 1)], 1)
 
 
 def fit_posterior(features, target, weight):
@@ -193,7 +143,7 @@ def fit_posterior(features, target, weight):
             )
             fitted.fit(torch.utils.data.DataLoader(data, batch_size=len(data)))
             fitted.optimize_prior_precision(method="marglik")
-        except SystemExit as error:  # laplace-torch ends the process where it finds no eigenvectors
+        except SystemExit as error:  # laplace-torch exits if it finds no eigenvectors
             raise RuntimeError("laplace-torch found no eigenvectors of the curvature.") from error
     factors = zip(fitted.H.eigenvalues[0], fitted.H.eigenvectors[0])  # output factor first
     return KroneckerPosterior(
@@ -204,10 +154,10 @@ def fit_posterior(features, target, weight):
 
 
 def import_laplace():
-    """Import laplace-torch, or say how to get it."""
+    """Import laplace-torch, or explain how to install it."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it uses what torch has deprecated
+            warnings.simplefilter("ignore")  # it uses deprecated parts of torch
             import laplace
     except ImportError as error:
         raise ImportError(

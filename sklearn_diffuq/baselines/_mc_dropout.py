@@ -1,4 +1,4 @@
-"""Monte Carlo dropout: random masks at prediction as samples of the weights."""
+"""Monte Carlo dropout: random masks at prediction time are samples of the weights."""
 
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval
 
-from sklearn_diffuq._backbones.backbone import stream
-from sklearn_diffuq.baselines._base import COMMON, SamplingClassifier, count_parameters
+from sklearn_diffuq.baselines._backbone_modules import count_parameters, modules_of
+from sklearn_diffuq.baselines._base import COMMON, SamplingClassifier
 
 
 class MCDropoutClassifier(SamplingClassifier):
     """Monte Carlo dropout around a trained transformer.
 
-    The wrapped model is run `n_samples` times with dropout; nothing is trained. Dropout acts where
-    the model's own `torch.nn.Dropout` modules act. A model without any, or whose rates are all
-    zero, gets it at the inputs of the linear layers of its blocks.
+    The wrapped model is run `n_samples` times with dropout; nothing is trained. Dropout is applied
+    at the model's own `torch.nn.Dropout` modules. If there are none with a positive rate, it is
+    applied to the inputs of the linear layers of the blocks.
 
     Parameters
     ----------
@@ -28,13 +28,11 @@ class MCDropoutClassifier(SamplingClassifier):
     n_samples : int, default=10
         Number of dropout masks.
     p : float, default=0.1
-        Probability that a channel is left out, at all places.
+        Probability of dropping a channel, at every place.
     device : str, default="auto"
-        Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
+        Device of a wrapped model that is not fitted yet; "auto" uses CUDA if available.
     random_state : int, RandomState instance or None, default=None
         Seed of the wrapped model and of the masks.
-    verbose : int, default=0
-        Not used, since nothing is trained.
 
     Attributes
     ----------
@@ -49,15 +47,15 @@ class MCDropoutClassifier(SamplingClassifier):
 
     See Also
     --------
-    DeepEnsembleClassifier : Samples from several trainings.
+    DeepEnsembleClassifier : Samples from several training runs.
 
     Notes
     -----
-    A mask is one draw for a channel, shared by all tokens and rows. It thus drops columns of the
-    weight matrix behind it, which is the variational distribution of [1]_: ``W diag(z) / (1 - p)``
-    with Bernoulli ``z``. A sample is one function, and a row's probabilities do not depend on
-    other rows. Dropout of attention weights, which models apply inside of fused attention, has no
-    such form and is left out.
+    All tokens and rows share the mask of a sample. A mask therefore drops columns of the weight
+    matrix that follows, as in the variational distribution of [1]_: ``W diag(z) / (1 - p)`` with
+    Bernoulli ``z``. Each sample is one function, and a row's probabilities do not depend on other
+    rows. Dropout of attention weights inside of fused attention does not have this form and is not
+    applied.
 
     References
     ----------
@@ -76,6 +74,7 @@ class MCDropoutClassifier(SamplingClassifier):
     (4, 150, 3)
     """
 
+    _needs_held_out: ClassVar[bool] = False
     _parameter_constraints: ClassVar[dict] = {
         **COMMON,
         "n_samples": [Interval(Integral, 1, None, closed="left")],
@@ -91,7 +90,6 @@ class MCDropoutClassifier(SamplingClassifier):
         p=0.1,
         device="auto",
         random_state=None,
-        verbose=0,
     ):
         self.estimator = estimator
         self.preprocessor = preprocessor
@@ -99,11 +97,10 @@ class MCDropoutClassifier(SamplingClassifier):
         self.p = p
         self.device = device
         self.random_state = random_state
-        self.verbose = verbose
 
     def _fit(self, training, held_out, seed):
         self._seed = seed
-        self.n_parameters_ = count_parameters(self.wrapped_.backbone_)
+        self.n_parameters_ = count_parameters([self.wrapped_.backbone_])
         self.n_passes_ = self.n_samples
 
     def _sample_logits(self, X):
@@ -118,16 +115,16 @@ class MCDropoutClassifier(SamplingClassifier):
             return torch.stack(samples, 1)
 
         with backbone.frozen(), masks.on(backbone):
-            return stream(backbone, self.wrapped_.encode(X), logits, self.wrapped_._n_tokens)
+            return backbone.map_rows(logits, self.wrapped_.encode(X))
 
 
 class Masks:
-    """Dropout masks over the last axis of a tensor, fixed by the sample and the place.
+    """Dropout masks over the last axis of a tensor, determined by sample and place.
 
     Attributes
     ----------
     sample : int
-        Number of the present sample.
+        Number of the current sample.
     """
 
     def __init__(self, p, seed):
@@ -135,7 +132,7 @@ class Masks:
         self._drawn = {}
 
     def mask(self, place, like):
-        """Return the mask of a place for the last axis of a tensor; kept channels are scaled."""
+        """Return the mask for the last axis of a tensor at a place; kept channels are scaled."""
         key = (self.sample, place, like.shape[-1])
         if key not in self._drawn:
             rng = np.random.default_rng([self.seed, self.sample, place])
@@ -145,12 +142,10 @@ class Masks:
 
     @contextmanager
     def on(self, backbone):
-        """Apply the masks in a backbone that is in evaluation mode, for a while."""
+        """Return a context in which the masks act in a backbone, which is in evaluation mode."""
         own = [
             module
-            for root in (backbone.module, backbone.custom_readout)
-            if root is not None
-            for module in root.modules()
+            for module in modules_of(backbone).modules()
             if isinstance(module, torch.nn.Dropout) and module.p > 0
         ]
 

@@ -1,32 +1,34 @@
-"""Gaussian-process readout with random features and a Laplace posterior."""
+"""Spectral-normalised neural Gaussian process (SNGP): its readout, without the normalisation."""
 
-import math
-from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import Interval
 
-from sklearn_diffuq.baselines._base import COMMON, TRAINING, BaselineClassifier, count_parameters
-from sklearn_diffuq.baselines._last_layer import features_of, training_features
+from sklearn_diffuq.baselines._backbone_modules import count_parameters
+from sklearn_diffuq.baselines._base import COMMON, VALIDATION_FRACTION, BaselineClassifier
+from sklearn_diffuq.baselines._gaussian_process import (
+    FourierFeatures,
+    GaussianProcess,
+    median_distance,
+)
+from sklearn_diffuq.baselines._last_layer import LastLayer, with_last_layer
 
 _PRIOR_VARIANCES = (1.0, 10.0, 100.0, 1000.0)
-_MEDIAN_ROWS = 1000  # enough to know the median distance
 
 
 class SNGPClassifier(BaselineClassifier):
-    """Gaussian-process readout of SNGP on the features of a trained transformer.
+    """Gaussian process readout of SNGP on the features of a trained transformer.
 
-    The last linear layer is replaced by a Gaussian process with a Gaussian kernel, in random
-    Fourier features, on the standardised features that the layer reads. The posterior of its
-    weights is a Laplace approximation, and the mean-field formula turns logits into probabilities,
-    which grow uniform away from the training rows. The wrapped model itself is not trained, so the
-    spectral normalisation of the paper has no part in it.
+    A Gaussian process replaces the last linear layer. Its kernel is Gaussian, approximated by
+    random Fourier features of the standardised inputs of that layer; its posterior is a Laplace
+    approximation. The mean-field formula turns logits into probabilities, which become uniform far
+    from the training data. The wrapped model is not trained, so the spectral normalisation of the
+    paper does not apply.
 
     Parameters
     ----------
@@ -37,16 +39,14 @@ class SNGPClassifier(BaselineClassifier):
     n_components : int, default=512
         Number of random features.
     length_scale : float, default=None
-        Length scale of the kernel; None takes the median distance between training rows.
+        Length scale of the kernel; None uses the median distance between training rows.
     validation_fraction : float, default=0.2
-        Share of the rows held out, per class, to choose the prior variance, if `fit` is not given
-        `X_calibration`.
+        Fraction of the rows of each class to hold out if `fit` gets no `X_calibration`. The prior
+        variance is chosen on held-out rows.
     device : str, default="auto"
-        Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
+        Device of a wrapped model that is not fitted yet; "auto" uses CUDA if available.
     random_state : int, RandomState instance or None, default=None
         Seed of the wrapped model, split and random features.
-    verbose : int, default=0
-        Not used: the training is one convex problem.
 
     Attributes
     ----------
@@ -57,8 +57,8 @@ class SNGPClassifier(BaselineClassifier):
     length_scale_ : float
         Length scale of the kernel, in standardised features.
     prior_variance_ : float
-        Prior variance of a logit: of 1, 10, 100 and 1000 the one with the lowest log loss on
-        held-out rows.
+        Prior variance of a logit: 1, 10, 100 or 1000, whichever has the lowest log loss on held-out
+        rows.
     n_parameters_ : int
         Number of parameters that a prediction uses, with the covariance of the posterior.
     n_passes_ : int
@@ -67,11 +67,11 @@ class SNGPClassifier(BaselineClassifier):
     Warns
     -----
     ReadoutWarning
-        If the model does not end in one linear layer: pooled features are used instead.
+        If the model does not end in one linear layer; pooled features are used then.
 
     See Also
     --------
-    LaplaceClassifier : The same posterior of the linear layer itself.
+    LaplaceClassifier : A Laplace approximation of the linear layer itself.
 
     References
     ----------
@@ -93,7 +93,7 @@ class SNGPClassifier(BaselineClassifier):
 
     _parameter_constraints: ClassVar[dict] = {
         **COMMON,
-        "validation_fraction": TRAINING["validation_fraction"],
+        **VALIDATION_FRACTION,
         "n_components": [Interval(Integral, 1, None, closed="left")],
         "length_scale": [Interval(Real, 0, None, closed="neither"), None],
     }
@@ -108,7 +108,6 @@ class SNGPClassifier(BaselineClassifier):
         validation_fraction=0.2,
         device="auto",
         random_state=None,
-        verbose=0,
     ):
         self.estimator = estimator
         self.preprocessor = preprocessor
@@ -117,16 +116,17 @@ class SNGPClassifier(BaselineClassifier):
         self.validation_fraction = validation_fraction
         self.device = device
         self.random_state = random_state
-        self.verbose = verbose
 
     def _fit(self, training, held_out, seed):
+        self.wrapped_, last_layer = with_last_layer(self.wrapped_, training)
+        self._layer = last_layer.name
         rng = np.random.default_rng(seed)
-        values = training_features(self, training)
+        values = last_layer.all_features(training.inputs)
         weight = training.weight.numpy()
         scaler = StandardScaler().fit(values, sample_weight=weight)
         self.length_scale_ = self.length_scale or median_distance(scaler.transform(values), rng)
         fourier = FourierFeatures.draw(scaler, self.length_scale_, self.n_components, rng)
-        phi, phi_held = (fourier(v) for v in (values, features_of(self, held_out.inputs)))
+        phi, phi_held = fourier(values), fourier(last_layer.all_features(held_out.inputs))
 
         def log_loss(process):
             log_proba = log_softmax(process.logits(torch.from_numpy(phi_held)).numpy(), axis=1)
@@ -141,7 +141,7 @@ class SNGPClassifier(BaselineClassifier):
         self._fourier, self._process = fourier, min(tried, key=log_loss)
         self.prior_variance_ = self._process.prior_variance
         self.n_parameters_ = count_parameters(
-            self.wrapped_.backbone_, self._process.mean, self._process.covariance
+            [last_layer.backbone], self._process.mean, self._process.covariance
         )
         self.n_passes_ = 1
 
@@ -149,105 +149,5 @@ class SNGPClassifier(BaselineClassifier):
         def head(features):
             return self._process.logits(torch.from_numpy(self._fourier(features.numpy())))
 
-        return softmax(features_of(self, self.wrapped_.encode(X), head), axis=1)
-
-
-def median_distance(values, rng):
-    """Return the median distance between different rows, or 1 where it is zero."""
-    some = rng.permutation(len(values))[:_MEDIAN_ROWS]
-    distances = torch.pdist(torch.from_numpy(values[some]))
-    return float(distances.median()) or 1.0
-
-
-@dataclass(frozen=True)
-class FourierFeatures:
-    """Random features of a Gaussian kernel, ``sqrt(2 / D) cos(x W / length_scale + b)``.
-
-    Attributes
-    ----------
-    scaler : StandardScaler
-        Applied first.
-    frequencies : ndarray of shape (d, D)
-    phases : ndarray of shape (D,)
-    """
-
-    scaler: StandardScaler
-    frequencies: np.ndarray
-    phases: np.ndarray
-
-    @classmethod
-    def draw(cls, scaler, length_scale, n_components, rng):
-        """Draw `n_components` features."""
-        frequencies = rng.normal(size=(len(scaler.scale_), n_components)) / length_scale
-        return cls(scaler, frequencies, rng.uniform(0, 2 * np.pi, n_components))
-
-    def __call__(self, values):
-        """Map values (n, d) to features (n, D), whose products are the kernel on average."""
-        angles = self.scaler.transform(values) @ self.frequencies + self.phases
-        return math.sqrt(2 / len(self.phases)) * np.cos(angles)
-
-
-@dataclass(frozen=True)
-class GaussianProcess:
-    """Laplace posterior of the logits ``sqrt(prior_variance) phi beta``, with beta ~ N(0, I).
-
-    Attributes
-    ----------
-    mean : Tensor of shape (D, n_classes)
-        Most probable weights.
-    covariance : Tensor of shape (n_classes, D, D)
-        Inverse of ``I + prior_variance sum_i w_i p_ik (1 - p_ik) phi_i phi_i^T`` for class k.
-    prior_variance : float
-    """
-
-    mean: torch.Tensor
-    covariance: torch.Tensor
-    prior_variance: float
-
-    @classmethod
-    def fit(cls, phi, target, weight, n_classes, prior_variance):
-        """Fit the posterior to features (n, D), class indices (n,) and weights (n,)."""
-        phi = math.sqrt(prior_variance) * phi
-        mean = fit_map(phi, target, weight, n_classes)
-        p = softmax(phi @ mean, axis=1)
-        curvature = torch.from_numpy(weight[:, None] * p * (1 - p))
-        phi, identity = torch.from_numpy(phi), torch.eye(phi.shape[1], dtype=torch.float64)
-        precisions = [identity + phi.T @ (column[:, None] * phi) for column in curvature.T]
-        covariance = torch.stack(
-            [torch.cholesky_inverse(torch.linalg.cholesky(precision)) for precision in precisions]
-        )
-        return cls(torch.from_numpy(mean), covariance, prior_variance)
-
-    def moments(self, phi):
-        """Return mean and variance of the logits of features (n, D), both (n, n_classes)."""
-        phi = math.sqrt(self.prior_variance) * phi
-        variance = ((phi @ self.covariance) * phi).sum(2).T
-        return phi @ self.mean, variance
-
-    def logits(self, phi):
-        """Return the mean-field logits, mean / sqrt(1 + pi / 8 variance)."""
-        mean, variance = self.moments(phi)
-        return mean / torch.sqrt(1 + math.pi / 8 * variance)
-
-
-def fit_map(phi, target, weight, n_classes):
-    """Return the weights (D, n_classes) of the largest posterior under a standard normal prior."""
-    shape = (phi.shape[1], n_classes)
-    onehot = np.eye(n_classes)[target]
-
-    def negative_log_posterior(flat):
-        beta = flat.reshape(shape)
-        log_p = log_softmax(phi @ beta, axis=1)
-        gradient = phi.T @ (weight[:, None] * (np.exp(log_p) - onehot)) + beta
-        value = 0.5 * np.square(beta).sum() - (weight[:, None] * onehot * log_p).sum()
-        return value, gradient.ravel()
-
-    options = {"maxiter": 1000, "ftol": 1e-10, "gtol": 1e-6}
-    found = minimize(
-        negative_log_posterior,
-        np.zeros(shape).ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        options=options,
-    )
-    return found.x.reshape(shape)
+        last_layer = LastLayer(self.wrapped_.backbone_, self._layer)
+        return softmax(last_layer.predict(head, self.wrapped_.encode(X)), axis=1)

@@ -1,4 +1,4 @@
-"""Variational head: a Gaussian latent between frozen features and a linear readout."""
+"""Variational head: a Gaussian latent between frozen features and linear logits."""
 
 from numbers import Integral, Real
 from typing import ClassVar
@@ -9,18 +9,19 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils._param_validation import Interval
 from torch.nn import functional as F
 
-from sklearn_diffuq._training.seeds import own_torch_seed, train_module
-from sklearn_diffuq.baselines._base import COMMON, TRAINING, SamplingClassifier, count_parameters
-from sklearn_diffuq.baselines._last_layer import features_of, training_features
+from sklearn_diffuq._training.loop import train_module
+from sklearn_diffuq._training.seeds import own_torch_seed
+from sklearn_diffuq.baselines._backbone_modules import count_parameters
+from sklearn_diffuq.baselines._base import COMMON, TRAINING, SamplingClassifier, loop_options
+from sklearn_diffuq.baselines._last_layer import LastLayer, with_last_layer
 
 
 class VariationalLastLayerClassifier(SamplingClassifier):
     """Variational two-stage training (V-TST): a new head with a Gaussian latent.
 
-    The wrapped model is the first stage and stays as it is. In the second stage, the features that
-    its last linear layer reads are mapped to a Gaussian latent, and samples of it to logits; both
-    maps are linear and trained from scratch. The epoch with the lowest log loss on held-out rows is
-    kept.
+    The wrapped model is the first stage and is not changed. The second stage maps the inputs of its
+    last linear layer to a Gaussian latent, and samples of the latent to logits. Both maps are
+    linear and trained from scratch. The epoch with the lowest log loss on held-out rows is kept.
 
     Parameters
     ----------
@@ -33,21 +34,21 @@ class VariationalLastLayerClassifier(SamplingClassifier):
     n_latent : int, default=32
         Dimension of the latent.
     kl_weight : float, default=0.01
-        Weight of the divergence of the latent from its prior.
+        Weight of the KL divergence of the latent from its prior.
     validation_fraction : float, default=0.2
-        Share of the rows held out, per class, if `fit` is not given `X_calibration`.
+        Fraction of the rows of each class to hold out if `fit` gets no `X_calibration`.
     max_epochs : int, default=30
-        Epochs of training of the head.
+        Epochs of training.
     batch_size : int, default=128
         Rows in a training batch.
     lr : float, default=1e-2
-        Highest learning rate.
+        Peak learning rate.
     device : str, default="auto"
-        Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
+        Device of a wrapped model that is not fitted yet; "auto" uses CUDA if available.
     random_state : int, RandomState instance or None, default=None
         Seed of the wrapped model, split, training and samples.
     verbose : int, default=0
-        Above 0, print one line per epoch.
+        If positive, print one line per epoch.
 
     Attributes
     ----------
@@ -65,7 +66,7 @@ class VariationalLastLayerClassifier(SamplingClassifier):
     Warns
     -----
     ReadoutWarning
-        If the model does not end in one linear layer: pooled features are used instead.
+        If the model does not end in one linear layer; pooled features are used then.
 
     See Also
     --------
@@ -73,9 +74,9 @@ class VariationalLastLayerClassifier(SamplingClassifier):
 
     Notes
     -----
-    With ``kl_weight=1`` the loss is minus the evidence lower bound of the paper. A latent of each
-    row then costs as many nats as it can tell of the label, and often tells nothing; hence the
-    smaller default.
+    With ``kl_weight=1`` the loss is the negative evidence lower bound of the paper. The latent then
+    often collapses to the prior: what it tells about the label is worth less than its divergence.
+    Hence the smaller default.
 
     References
     ----------
@@ -132,16 +133,18 @@ class VariationalLastLayerClassifier(SamplingClassifier):
         self.verbose = verbose
 
     def _fit(self, training, held_out, seed):
-        values = training_features(self, training)
+        self.wrapped_, last_layer = with_last_layer(self.wrapped_, training)
+        self._layer = last_layer.name
+        values = last_layer.all_features(training.inputs)
         self._scaler = StandardScaler().fit(values, sample_weight=training.weight.numpy())
         generator = torch.Generator().manual_seed(seed)
         self._noise = torch.randn(self.n_samples, self.n_latent, generator=generator)
         with own_torch_seed(seed, "cpu"):
             self._head = VariationalHead(values.shape[1], self.n_latent, len(self.classes_))
-        held = self._scaled(features_of(self, held_out.inputs)).float()
+        held = self._scaled(last_layer.all_features(held_out.inputs)).float()
         self.history_ = self._train(self._scaled(values).float(), training, held, held_out, seed)
         self._head.double()
-        self.n_parameters_ = count_parameters(self.wrapped_.backbone_, self._head)
+        self.n_parameters_ = count_parameters([last_layer.backbone], self._head)
         self.n_passes_ = 1
 
     def _scaled(self, values):
@@ -166,21 +169,15 @@ class VariationalLastLayerClassifier(SamplingClassifier):
             return np.array_split(rng.permutation(len(training)), n_batches)
 
         return train_module(
-            self._head,
-            batch_loss,
-            epoch_batches,
-            validate=validate,
-            max_epochs=self.max_epochs,
-            lr=self.lr,
-            seed=seed,
-            verbose=self.verbose,
+            self._head, batch_loss, epoch_batches, loop_options(self, seed), validate
         )
 
     def _sample_logits(self, X):
         def head(features):
             return self._head(self._scaled(features), self._noise.double())
 
-        return features_of(self, self.wrapped_.encode(X), head)
+        last_layer = LastLayer(self.wrapped_.backbone_, self._layer)
+        return last_layer.predict(head, self.wrapped_.encode(X))
 
 
 class VariationalHead(torch.nn.Module):
@@ -204,7 +201,7 @@ class VariationalHead(torch.nn.Module):
         return self.readout(mean[:, None] + deviation[:, None] * noise)
 
     def losses(self, features, target, kl_weight, *, generator=None):
-        """Return minus the evidence lower bound of each row, by one sample of the latent."""
+        """Return the negative evidence lower bound of each row, with one sample of the latent."""
         mean, log_variance = self.mean(features), self.log_variance(features)
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
         logits = self.readout(mean + torch.exp(0.5 * log_variance) * noise)

@@ -19,7 +19,8 @@ def uncertainty_decomposition(sampled_probas):
         \underbrace{\tfrac1K \textstyle\sum_k H[p^k]}_{\text{aleatoric}} +
         \underbrace{\tfrac1K \textstyle\sum_k \mathrm{KL}(p^k \| \bar p)}_{\text{epistemic}}.
 
-    The epistemic part is the mutual information between label and draw (BALD).
+    (eq. 7.1 of the user guide). The epistemic part is the mutual information between label and draw
+    (BALD).
 
     Parameters
     ----------

@@ -1,5 +1,6 @@
 import copy
 import io
+import json
 import pickle
 import sys
 import threading
@@ -12,6 +13,8 @@ from sklearn.base import clone
 from torch import nn
 
 from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._inputs.encoding import encode_mapping
+from sklearn_diffuq._state import State
 from sklearn_diffuq.exceptions import BackboneError
 
 
@@ -59,7 +62,7 @@ METHODS = {
     "readout": lambda backbone, batch: backbone.readout(*backbone.embed(batch)),
     "features": lambda backbone, batch: backbone.features(*backbone.embed(batch)),
     "frozen": replay,
-    "readout_parameter_names": lambda backbone, batch: backbone.readout_parameter_names(batch),
+    "states": lambda backbone, batch: backbone.states(*backbone.embed(batch)),
 }
 
 
@@ -105,7 +108,7 @@ def test_errors_in_the_model_leave_it_as_it_was(toy, ids, where, inside, method)
         failed = False
     assert_unchanged(model, before)
     # Blocks are not run by the embedding and the readout, only by the whole model.
-    runs_blocks = method in {"probe", "logits", "block", "frozen"}
+    runs_blocks = method in {"probe", "logits", "block", "frozen", "states"}
     assert failed == (runs_blocks if where == "layers.1.mix" else True)
     broken.armed = False
     assert torch.equal(replay(backbone, ids), backbone.logits(ids))
@@ -288,8 +291,7 @@ def test_frozen_restores_mixed_flags(toy, ids):
             for module in root.modules()
         )
 
-    with backbone.frozen() as entered:
-        assert entered is backbone
+    with backbone.frozen():
         with backbone.frozen():
             assert all_frozen()
         assert all_frozen()
@@ -416,48 +418,6 @@ def test_encoder_without_head(bert, text_batch):
             call()
 
 
-EXPECTED_READOUT = {
-    "BertForSequenceClassification": {
-        "bert.pooler.dense.weight",
-        "bert.pooler.dense.bias",
-        "classifier.weight",
-        "classifier.bias",
-    },
-    "GPT2ForSequenceClassification": {
-        "transformer.ln_f.weight",
-        "transformer.ln_f.bias",
-        "score.weight",
-    },
-    "VisionTransformer": {"norm.weight", "norm.bias", "head.weight", "head.bias"},
-    "Toy": {"head.weight", "head.bias"},
-}
-
-
-def test_readout_parameter_names(model_and_batch):
-    model, batch = model_and_batch
-    names = Backbone(model).probe(batch).readout_parameter_names(batch)
-    assert isinstance(names, tuple)
-    assert set(names) == EXPECTED_READOUT[type(model).__name__]
-
-
-def test_readout_parameters_leave_out_those_of_the_embedding(toy, ids):
-    class Tied(toy):
-        def forward(self, ids):
-            h = self.run(self.embedding(ids), None).mean(1)
-            return self.head(h) + h @ self.embedding.weight[:4].T
-
-    assert set(Backbone(Tied()).probe(ids).readout_parameter_names(ids)) == EXPECTED_READOUT["Toy"]
-
-
-def test_readout_parameters_leave_out_those_of_the_blocks(toy, ids):
-    class Tied(toy):
-        def forward(self, ids):
-            h = self.run(self.embedding(ids), None).mean(1)
-            return self.head(h @ self.layers[0].mix.weight)
-
-    assert set(Backbone(Tied()).probe(ids).readout_parameter_names(ids)) == EXPECTED_READOUT["Toy"]
-
-
 @pytest.mark.parametrize("use", ["blocks", "n_blocks", "width", "n_outputs", "has_head", "path"])
 def test_attributes_need_a_probe(toy, use):
     with pytest.raises(BackboneError, match=r"call probe\(batch\)"):
@@ -475,3 +435,91 @@ def test_probe_describes_the_cut(toy, ids):
     assert backbone.path == "layers"
     assert backbone.blocks == list(model.layers)
     assert (backbone.n_blocks, backbone.width, backbone.n_outputs) == (2, 6, 4)
+
+
+# States, columns and rows -----------------------------------------------------------------------
+
+
+def test_states_are_the_embedding_and_what_follows_each_block(model_and_batch):
+    model, batch = model_and_batch
+    backbone = Backbone(model).probe(batch)
+    with backbone.frozen():
+        h, context = backbone.embed(batch)
+        states = backbone.states(h, context)
+        assert len(states) == backbone.n_blocks + 1
+        for k, state in enumerate(states):
+            assert torch.equal(state, h)
+            h = backbone.block(k, h, context) if k < backbone.n_blocks else h
+
+
+def test_advance_applies_the_blocks_between(model_and_batch):
+    model, batch = model_and_batch
+    backbone = Backbone(model).probe(batch)
+    with backbone.frozen():
+        h, context = backbone.embed(batch)
+        states = backbone.states(h, context)
+        assert torch.equal(backbone.advance(states[0], context), states[3])
+        assert torch.equal(backbone.advance(states[1], context, 1, 3), states[3])
+        assert torch.equal(backbone.advance(states[0], context, stop=2), states[2])
+        assert backbone.advance(states[1], context, 1, 1) is states[1]
+
+
+def test_device_is_that_of_the_model(toy):
+    assert Backbone(toy()).device == torch.device("cpu")
+    assert Backbone(toy().to("meta")).device == torch.device("meta")
+
+
+@pytest.mark.parametrize(
+    ("columns", "native", "expected"),
+    [
+        (None, [[1.0, 2.0, 3.0]], [[1.0, 2.0, 3.0]]),
+        ([2, 0], [[1.0, 2.0, 3.0]], [[3.0, 1.0]]),
+        ([0, 1], [[5.0]], [[0.0, 5.0]]),
+        ([1, 0], [[5.0]], [[5.0, 0.0]]),
+    ],
+)
+def test_align_chooses_the_logits_of_the_classes(toy, columns, native, expected):
+    aligned = Backbone(toy(), columns=columns).align(torch.tensor(native))
+    assert aligned.tolist() == expected
+
+
+def test_native_readout_keeps_all_logits(toy, ids):
+    backbone = Backbone(toy().eval(), columns=[3, 1]).probe(ids)
+    h, context = backbone.embed(ids)
+    states = backbone.states(h, context)
+    native = backbone.native_readout(states[-1], context)
+    assert torch.equal(native, backbone.module(**ids))
+    assert torch.equal(backbone.readout(states[-1], context), native[:, [3, 1]])
+    assert torch.equal(backbone.logits(ids), native[:, [3, 1]])
+    assert backbone.n_outputs == 2
+
+
+def test_map_rows_keeps_the_order_and_changes_no_flag(toy, ids):
+    model = toy().train()
+    backbone = Backbone(model).probe(ids)
+    inputs = encode_mapping({"ids": np.random.default_rng(0).integers(0, 20, (150, 5))})
+    logits = backbone.map_rows(backbone.logits, inputs)
+    assert logits.dtype == np.float64
+    assert all(module.training for module in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+    with torch.no_grad():
+        expected = model.eval()(**inputs.batch(range(150)))
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("own_readout", [False, True])
+def test_a_cut_comes_back_through_json(model_and_batch, own_readout):
+    model, batch = model_and_batch
+    width = Backbone(model).probe(batch).width
+    readout = nn.Linear(width, 7, bias=False) if own_readout else None
+    backbone = Backbone(model, readout=readout, columns=[2, 0]).probe(batch)
+    state = backbone.to_state()
+    state = State(json.loads(json.dumps(state.config)), state.tensors)
+    loaded = Backbone.from_state(state, copy.deepcopy(model))
+    assert torch.equal(replay(loaded, batch), replay(backbone, batch))
+    for name in ("path", "n_blocks", "width", "n_outputs", "columns"):
+        assert getattr(loaded, name) == getattr(backbone, name)
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    with pytest.raises(BackboneError, match="is not the one that was saved"):
+        Backbone.from_state(state, model)

@@ -8,6 +8,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.classes import fit_linear_readout, match_columns
 from sklearn_diffuq._backbones.ft_transformer import FTTransformer
+from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 
 GENERIC = {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
 NAMED = {0: "neg", 1: "neutral", 2: "pos"}
@@ -78,7 +79,9 @@ def test_linear_readout_is_the_regression_on_scaled_features(n_classes):
     target = rng.integers(0, n_classes, size=200)
     features = rng.normal(size=(200, 5)) * [1, 10, 0.1, 1, 1] + target[:, None] + 3
     weight = rng.random(200)
-    layer = fit_linear_readout(features, target, weight, n_classes)
+    weight /= weight.mean()  # the penalty counts against unit weights
+    training = LabelledInputs.of(None, target, weight)
+    layer = fit_linear_readout(features, training, n_classes)
     scaler = StandardScaler().fit(features, sample_weight=weight)
     expected = make_pipeline(scaler, LogisticRegression(C=0.1, max_iter=1000))
     expected.fit(

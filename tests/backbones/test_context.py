@@ -1,6 +1,7 @@
 import torch
 
 from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._backbones.context import mean_over_tokens
 
 
 def test_state_goes_where_the_block_takes_it(toy, toy_block, ids):
@@ -39,3 +40,19 @@ def test_mask_is_the_attention_mask_of_the_tokens(bert, text_batch, toy, ids):
 
     batch = {**ids, "attention_mask": torch.ones_like(ids["ids"])}
     assert Backbone(WithFirstToken()).probe(batch).embed(batch)[1].mask is None
+
+
+def test_mean_over_tokens_is_that_of_the_real_ones():
+    values, lengths = torch.randn(4, 6, 3), [6, 1, 4, 0]
+    mask = torch.arange(6) < torch.tensor(lengths)[:, None]
+    mask[2] = mask[2].flip(0)  # padding on the left
+    values[~mask] = torch.nan
+    for found, rows in (
+        (mean_over_tokens(values, mask), values),
+        (mean_over_tokens(values[..., 0], mask), values[..., 0]),
+    ):
+        for i, length in enumerate(lengths):
+            expected = sum(rows[i, t] for t in range(6) if mask[i, t])
+            torch.testing.assert_close(found[i], expected / length if length else found[i] * 0)
+    whole = torch.randn(4, 6, 3)
+    torch.testing.assert_close(mean_over_tokens(whole, None), whole.sum(1) / 6)

@@ -75,7 +75,7 @@ def test_model_kinds(bert, vit, toy):
 
 def test_import_loads_neither_transformers_nor_timm():
     code = (
-        "import sys, sklearn_diffuq.backbones\n"
+        "import sys, sklearn_diffuq._backbones.backbone\n"
         "print([name for name in ('transformers', 'timm', 'skorch') if name in sys.modules])"
     )
     printed = subprocess.run(

@@ -1,4 +1,4 @@
-"""One small trained model with its rows, and every rival fitted around it."""
+"""One small trained model with its rows, and every baseline fitted around it."""
 
 from types import SimpleNamespace
 
@@ -32,7 +32,7 @@ def images():
 
 @pytest.fixture(scope="session")
 def fitted(images):
-    """Return a function from a name to that rival, fitted around the trained ViT; fitted once."""
+    """Return a function from a name to that baseline, fitted once, around the trained ViT."""
     cache = {}
 
     def get(name):

@@ -1,4 +1,4 @@
-"""What every rival has to do, whatever its method."""
+"""What every baseline has to do, whatever its method."""
 
 import pickle
 
@@ -14,6 +14,7 @@ from tiny_backbones import text
 from tiny_baselines import QUICK, make
 
 from sklearn_diffuq import FTTransformerClassifier, baselines
+from sklearn_diffuq.exceptions import CalibrationWarning
 
 pytestmark = [
     pytest.mark.parametrize("name", sorted(QUICK)),
@@ -37,7 +38,7 @@ def snapshot(trained):
     )
 
 
-def test_every_rival_is_tested(name):
+def test_every_baseline_is_tested(name):
     assert set(QUICK) == set(baselines.__all__)
 
 
@@ -126,7 +127,7 @@ def test_temperature_scaling_goes_on_top(name, images, fitted):
     np.testing.assert_array_equal(proba.argmax(1), clf.predict_proba(images.X_test).argmax(1))
 
 
-def test_a_fitted_rival_survives_pickling(name, images, fitted):
+def test_a_fitted_baseline_survives_pickling(name, images, fitted):
     clf = fitted(name)
     copy = pickle.loads(pickle.dumps(clf))
     np.testing.assert_array_equal(
@@ -140,6 +141,30 @@ def test_held_out_rows_can_be_given(name, images):
         clf.fit(images.X, images.y, X_calibration=images.X_test)
     clf.fit(images.X, images.y, X_calibration=images.X_test, y_calibration=images.y_test)
     assert clf.score(images.X_test, images.y_test) > 0.8
+
+
+def test_too_few_rows_to_hold_out_are_refused(name, images):
+    clf = make(name, FrozenEstimator(images.trained))
+    rows = [np.flatnonzero(images.y == label)[:2] for label in np.unique(images.y)]
+    X, y = images.X[np.concatenate(rows)], images.y[np.concatenate(rows)]
+    if "validation_fraction" not in clf.get_params():
+        assert clf.fit(X, y).score(X, y) > 0.5  # all rows are training rows
+        return
+    with pytest.raises(ValueError, match="No rows are left to hold out"):
+        clf.fit(X, y)
+
+
+@pytest.mark.filterwarnings("default::sklearn_diffuq.exceptions.CalibrationWarning")
+def test_few_held_out_rows_are_warned_of(name, images):
+    clf = make(name, FrozenEstimator(images.trained))
+    if "validation_fraction" in clf.get_params():
+        with pytest.warns(CalibrationWarning, match=r"Only \d+ rows are held out"):
+            clf.fit(images.X[:60], images.y[:60])
+
+
+def test_only_training_can_be_verbose(name):
+    parameters = make(name, None).get_params()
+    assert ("verbose" in parameters) == ("max_epochs" in parameters)
 
 
 def test_texts_with_padding(name):

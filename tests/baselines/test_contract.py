@@ -1,4 +1,4 @@
-"""The scikit-learn contract, on one of the rivals: what it asks for is in what they share."""
+"""The scikit-learn contract, on one of the baselines: it concerns what all of them share."""
 
 import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks

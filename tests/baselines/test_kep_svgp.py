@@ -5,8 +5,8 @@ from sklearn.linear_model import Ridge
 from torch.distributions import MultivariateNormal, kl_divergence
 from torch.nn import functional as F
 
-from sklearn_diffuq.baselines._kep_svgp import KernelEigenAttention, landmarks
-from sklearn_diffuq.baselines._replaced_attention import Projections, split_heads
+from sklearn_diffuq.baselines._gaussian_attention import Projections, split_heads
+from sklearn_diffuq.baselines._kernel_eigen_attention import KernelEigenAttention, landmarks
 
 
 @pytest.fixture
@@ -115,11 +115,11 @@ def test_the_start_is_the_singular_value_decomposition():
     assert attention.misfit.item() == pytest.approx(0, abs=1e-20)
 
 
-def test_the_start_repeats_attention_along_the_singular_functions():
+def test_the_start_repeats_attention_along_the_singular_functions(monkeypatch):
     projections = random_projections(5, 12)
     attention = start(projections, 3)
     attention.mean.data = wanted = torch.randn(1, 3, 8, dtype=torch.float64)
-    projections.attend = lambda: attention(projections.states)[:, None].detach()
+    monkeypatch.setattr(Projections, "attend", lambda p: attention(p.states)[:, None].detach())
     torch.testing.assert_close(start(projections, 3).mean, wanted, rtol=0.02, atol=0.02)
 
 

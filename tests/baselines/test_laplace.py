@@ -6,7 +6,8 @@ import torch
 from sklearn.frozen import FrozenEstimator
 from tiny_baselines import make
 
-from sklearn_diffuq.baselines._laplace import fit_posterior, import_laplace, with_constant
+from sklearn_diffuq.baselines._kronecker_posterior import with_constant
+from sklearn_diffuq.baselines._laplace import fit_posterior, import_laplace
 
 
 @pytest.fixture
@@ -76,7 +77,7 @@ def test_less_confident_than_the_wrapped_model_and_no_less_accurate(images, fitt
 
 def test_weights_are_refused(images):
     clf = make("LaplaceClassifier", FrozenEstimator(images.trained))
-    with pytest.raises(ValueError, match="knows no sample weights"):
+    with pytest.raises(ValueError, match="does not support sample weights"):
         clf.fit(images.X, images.y, sample_weight=np.arange(1, 201))
 
 

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 import transformers
 from sklearn.datasets import load_iris
@@ -13,11 +14,8 @@ from tiny_baselines import make
 from sklearn_diffuq import FTTransformerClassifier
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.ft_transformer import FTTransformer
-from sklearn_diffuq.baselines._replaced_attention import (
-    GaussianAttention,
-    replace_attention,
-    split_heads,
-)
+from sklearn_diffuq.baselines._gaussian_attention import GaussianAttention, split_heads
+from sklearn_diffuq.baselines._replaced_attention import replace_attention
 
 
 class Softmax(GaussianAttention):
@@ -40,16 +38,27 @@ def table():
     return Backbone(module, blocks="blocks").probe(batch), batch
 
 
-def images(kind):
-    config = dict(
-        hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
-        image_size=16, patch_size=8, num_channels=1, num_labels=3,
-    )  # fmt: skip
+VISION = dict(
+    hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32,
+    image_size=16, patch_size=8, num_channels=1,
+)  # fmt: skip
+
+
+def images(kind, **config):
     module = getattr(transformers, f"{kind}ForImageClassification")(
-        getattr(transformers, f"{kind}Config")(**config)
+        getattr(transformers, f"{kind}Config")(**config, num_labels=3)
     )
     batch = {"pixel_values": torch.randn(6, 1, 16, 16)}
     return Backbone(module).probe(batch), batch
+
+
+def rotary():
+    model = timm.models.eva.Eva(
+        img_size=16, patch_size=8, in_chans=1, num_classes=3, embed_dim=16, depth=2, num_heads=2,
+        use_rot_pos_emb=True, attn_type="rope", class_token=False,
+    )  # fmt: skip
+    batch = {"x": torch.randn(6, 1, 16, 16)}
+    return Backbone(model).probe(batch), batch
 
 
 def distilbert():
@@ -65,7 +74,8 @@ MODELS = {
     "timm": vit,
     "bert": text,
     "distilbert": distilbert,
-    "hf-vit": lambda: images("ViT"),
+    "hf-vit": lambda: images("ViT", **VISION),
+    "clip": lambda: images("CLIP", vision_config=VISION),
     "table": table,
 }
 
@@ -102,6 +112,20 @@ def test_attention_of_an_unknown_kind_is_refused():
     backbone, batch = ALL["gpt2"]()
     with pytest.raises(ValueError, match="No self-attention of a known kind was found in GPT2Bl"):
         replace_attention(backbone, 1, batch, lambda p, k: Softmax(p))
+
+
+def test_causal_attention_is_refused():
+    backbone, batch = images("ViT", **VISION)
+    backbone.blocks[-1].attention.is_causal = True
+    with pytest.raises(ValueError, match="causal, relative and rotary attention"):
+        replace_attention(backbone, 1, batch, lambda p, k: Softmax(p))
+
+
+def test_rotary_attention_is_refused():
+    backbone, batch = rotary()
+    with pytest.raises(ValueError, match="causal, relative and rotary attention"):
+        replace_attention(backbone, 1, batch, lambda p, k: Softmax(p))
+    assert not any(m._forward_pre_hooks for m in backbone.module.modules())
 
 
 @pytest.mark.parametrize("name", ["SGPAClassifier", "KEPSVGPClassifier"])

@@ -5,8 +5,8 @@ from scipy.spatial.distance import pdist
 from sklearn.gaussian_process.kernels import RBF
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from sklearn_diffuq.baselines._replaced_attention import Projections
-from sklearn_diffuq.baselines._sgpa import SparseGPAttention
+from sklearn_diffuq.baselines._gaussian_attention import Projections
+from sklearn_diffuq.baselines._sparse_gp_attention import SparseGPAttention
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from sklearn.gaussian_process.kernels import RBF
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from sklearn_diffuq.baselines._sngp import FourierFeatures, GaussianProcess, fit_map
+from sklearn_diffuq.baselines._gaussian_process import FourierFeatures, GaussianProcess, fit_map
 
 
 @pytest.fixture

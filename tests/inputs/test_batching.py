@@ -1,7 +1,15 @@
 import numpy as np
+import pytest
 import torch
 
-from sklearn_diffuq._inputs.batching import _bucket, inference_batches, training_batches
+from sklearn_diffuq._inputs.batching import (
+    _bucket,
+    chunks,
+    inference_batches,
+    map_rows,
+    training_batches,
+    unpadded_batches,
+)
 from sklearn_diffuq._inputs.encoding import encode_mapping, encode_table
 
 
@@ -59,10 +67,6 @@ def test_inference_chunks_of_dense_rows():
     chunks = list(inference_batches(inputs, max_rows=4))
     assert [len(padded) for _, padded, _ in chunks] == [4, 4, 4]
     assert [len(rows) for rows, _, _ in chunks] == [4, 4, 2]
-    sizes = {len(p) for _, p, _ in inference_batches(inputs, 64, max_tokens=30, n_tokens=10)}
-    assert sizes == {3}
-    sizes = {len(p) for _, p, _ in inference_batches(inputs, 64, max_tokens=30, n_tokens=100)}
-    assert sizes == {1}
 
 
 def test_training_batches_use_each_row_once_and_reproduce():
@@ -84,3 +88,61 @@ def test_training_batches_bring_texts_of_similar_length_together():
     batches = training_batches(inputs, 16, np.random.default_rng(0))
     padded = sum(lengths[b].max() * len(b) for b in batches)
     assert padded < 1.15 * lengths.sum()  # random batches: about 1.9
+
+
+# map_rows ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def texts():
+    """Texts whose number of tokens is below 40, longer than one chunk altogether."""
+    lengths = np.random.default_rng(0).integers(1, 40, size=300)
+    return encode_mapping({"input_ids": [[i % 50 + 1] * int(n) for i, n in enumerate(lengths)]})
+
+
+def summary(batch):
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    return ids[:, 0], torch.stack([mask.sum(1), (ids * mask).sum(1)], dim=1)
+
+
+def test_map_rows_returns_every_row_in_its_place(texts):
+    first, totals = map_rows(summary, texts)
+    assert first.dtype == torch.int64
+    assert totals.shape == (300, 2)
+    for i in range(300):
+        expected = summary(texts.batch([i]))
+        assert first[i] == expected[0][0]
+        assert totals[i].tolist() == expected[1][0].tolist()
+
+
+@pytest.mark.parametrize("n_paths", [1, 4])
+def test_map_rows_gives_a_row_the_same_batch_shape_in_any_company(texts, n_paths):
+    def shapes(inputs):
+        def shape_of(batch):
+            n, length = batch["input_ids"].shape
+            return (torch.tensor([[n, length]]).expand(n, 2),)
+
+        return map_rows(shape_of, inputs, n_paths=n_paths)[0]
+
+    together = shapes(texts)
+    order = np.random.default_rng(1).permutation(300)
+    assert torch.equal(shapes(texts.take(order)), together[order])
+    for i in range(0, 300, 37):
+        assert torch.equal(shapes(texts.take([i])), together[[i]])
+
+
+def test_more_paths_make_smaller_chunks():
+    inputs = encode_table(np.zeros((200, 1)))
+    sizes = [
+        max(len(batch["x_num"]) for _, batch in chunks(inputs, n_paths=n)) for n in (1, 2, 4, 999)
+    ]
+    assert sizes == [64, 64, 32, 1]
+
+
+def test_unpadded_batches_hold_each_row_once(texts):
+    seen = []
+    for rows, batch in unpadded_batches(texts, max_rows=16, max_tokens=200):
+        assert len(batch["input_ids"]) == len(rows) <= 16
+        assert torch.equal(batch["input_ids"][:, 0], torch.from_numpy(rows) % 50 + 1)
+        seen += rows.tolist()
+    assert sorted(seen) == list(range(300))

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -5,6 +7,7 @@ from scipy.stats import norm
 from sklearn.base import BaseEstimator
 
 from sklearn_diffuq._inputs.table_encoder import TableEncoder
+from sklearn_diffuq._state import State
 
 
 class Owner(BaseEstimator):
@@ -117,3 +120,25 @@ def test_errors_in_transform():
         encoder.transform(owner, FRAME[["colour", "age", "count", "size", "new"]])
     with pytest.raises(ValueError, match="could not convert string"):
         encoder.transform(owner, FRAME.assign(age="old"))
+
+
+@pytest.mark.parametrize(
+    "X", [FRAME, FRAME[["age", "count"]], FRAME[["colour", "new"]], np.arange(12.0).reshape(6, 2)]
+)
+def test_an_encoder_comes_back_through_json(X):
+    owner = Owner()
+    encoder, _ = fitted(owner, X)
+    state = encoder.to_state()
+    loaded = TableEncoder.from_state(State(json.loads(json.dumps(state.config)), state.tensors))
+    if isinstance(X, pd.DataFrame) and "colour" in X:
+        X = X.assign(colour=["green", None, "red", "blue"])
+    expected = encoded(owner, encoder, X)
+    for name, values in encoded(owner, loaded, X).items():
+        np.testing.assert_array_equal(values, expected[name])
+    assert (loaded.n_numeric, loaded.cardinalities) == (encoder.n_numeric, encoder.cardinalities)
+
+
+def test_categories_that_json_does_not_know_are_refused():
+    encoder, _ = fitted(Owner(), pd.DataFrame({"when": pd.interval_range(0, 4)}))
+    with pytest.raises(ValueError, match="category of type Interval.*astype"):
+        encoder.to_state()

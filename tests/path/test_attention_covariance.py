@@ -1,14 +1,17 @@
 """The Gaussian-process reading of frozen attention against dense float64 answers."""
 
+import json
+from copy import deepcopy
+
 import pytest
 import torch
 from tiny_backbones import ALL
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
 from sklearn_diffuq._backbones.backbone import Backbone
-from sklearn_diffuq._backbones.ft_transformer import FTTransformer
-from sklearn_diffuq._path.attention_covariance import AttentionReading, attention_covariance
+from sklearn_diffuq._path.attention_covariance import AttentionVariance, attention_covariance
+from sklearn_diffuq._path.distance import GaussianProcessVariance
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
+from sklearn_diffuq._state import State
 from sklearn_diffuq.exceptions import BackboneError
 
 
@@ -39,7 +42,7 @@ def test_variance_is_the_posterior_variance_at_the_queries(name):
         h, context = backbone.embed(batch)
         h = backbone.block(0, h, context)
         q, _, _ = _qkv(name, backbone.blocks[1], h)
-        process = covariance.processes["1"]
+        process = covariance.distances[covariance.blocks.index(1)].process
         found = process(h, context.mask)
     mask = torch.ones(h.shape[:2]) if context.mask is None else context.mask
     for row in (0, 5):
@@ -69,33 +72,50 @@ def test_directions_are_the_values_through_the_output_matrix(name):
         shared = shared + matrix @ torch.cov(pooled[:, head].double().T, correction=0) @ matrix.T
         values = v[mask.bool()][:, head].double()
         token = token + matrix @ torch.cov(values.T, correction=0) @ matrix.T
-    factor = covariance.factor(0).double()
+    factor = covariance.factor((0, 1)).double()
     torch.testing.assert_close(factor @ factor.T, shared, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(
-        covariance.token_variance(0).double(), token.diagonal(), atol=1e-4, rtol=1e-4
+        covariance.token_variance((0, 1)).double(), token.diagonal(), atol=1e-4, rtol=1e-4
     )
+
+
+@pytest.mark.parametrize("name", ["vit", "bert"])
+def test_an_attention_variance_is_built_again_from_json_and_tensors(name):
+    backbone, batch, covariance = _covariance(name)
+    process = covariance.distances[0].process
+    state = process.to_state()
+    again = AttentionVariance.from_state(
+        State(json.loads(json.dumps(state.config)), deepcopy(state.tensors))
+    )
+    with backbone.frozen(), torch.no_grad():
+        h, context = backbone.embed(batch)
+    assert torch.equal(again(h, context.mask), process(h, context.mask))
+    assert (again.norm_weight is None) == (name == "bert")
+    assert len(again.heads) == 2
+
+
+def test_queries_without_a_bias_are_built_again_and_heads_keep_their_order():
+    keys = torch.randn(12, 20, 2, generator=torch.Generator().manual_seed(0))
+    heads = [GaussianProcessVariance.given(of_head) for of_head in keys]
+    process = AttentionVariance(torch.randn(24, 24), None, None, None, 0.0, heads)
+    again = AttentionVariance.from_state(process.to_state())
+    h = torch.randn(3, 5, 24)
+    assert torch.equal(again(h), process(h))
+    for found, expected in zip(again.heads, heads, strict=True):
+        assert torch.equal(found.states, expected.states)
 
 
 def test_a_step_of_several_blocks_adds_their_variances():
     _, _, fine = _covariance("vit")
     _, _, coarse = _covariance("vit", n_steps=2)
-    expected = fine.token_variance(0) + fine.token_variance(1)
-    torch.testing.assert_close(coarse.token_variance(0), expected)
-    assert set(coarse.processes) == {"0", "2"}  # the last state has no attention to come
-
-
-def test_other_known_forms_are_read():
-    config = DistilBertConfig(
-        vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=16
-    )
-    block = DistilBertForSequenceClassification(config).distilbert.transformer.layer[0]
-    assert AttentionReading(block).n_heads == 2
-    assert AttentionReading(FTTransformer(3, [], 2, width=16, n_heads=4).blocks[0]).n_heads == 4
+    expected = fine.token_variance((0, 1)) + fine.token_variance((1, 2))
+    torch.testing.assert_close(coarse.token_variance((0, 2)), expected)
+    assert coarse.blocks == (0, 2)  # the last state has no attention to come
 
 
 def test_attention_that_cannot_be_read_is_refused_with_the_alternatives():
     backbone, batch = ALL["gpt2"]()
-    with backbone.frozen(), pytest.raises(BackboneError, match="'gp', 'residual' or 'constant'"):
+    with backbone.frozen(), pytest.raises(BackboneError, match="'gp' or 'constant'"):
         attention_covariance(backbone, [batch], [(0, 1)], 2, torch.Generator())
 
 

@@ -6,7 +6,8 @@ import torch
 from tiny_backbones import ALL
 
 from sklearn_diffuq._path.distance import describe
-from sklearn_diffuq._path.statistics import collect_statistics
+from sklearn_diffuq._path.mean import BlockwiseMean
+from sklearn_diffuq._path.statistics import collect_statistics, own_states
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
 
 
@@ -46,27 +47,6 @@ def test_streamed_sums_equal_those_over_stored_states(name):
     assert list(statistics.states) == list(grid)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_input_moments_equal_recorded_inputs_and_leave_no_hooks(name):
-    backbone, batch = ALL[name]()
-    grid = time_grid(backbone.n_blocks, backbone.n_blocks)
-    seen, block = [], backbone.blocks[1]
-    backbone.module.eval()
-    layer_name = {"vit": "mlp.fc1", "bert": "intermediate.dense", "gpt2": "mlp.c_fc"}[name]
-    handle = block.get_submodule(layer_name).register_forward_pre_hook(
-        lambda module, args: seen.append(args[0].detach().double())
-    )
-    moments = collect_statistics(backbone, [batch], steps_of(grid), with_moments=True).moments
-    handle.remove()
-    _, context = backbone.embed(batch)
-    x = seen[0].flatten(0, 1) if context.mask is None else seen[0][context.mask]
-    key = (1, f"{layer_name}.weight")
-    torch.testing.assert_close(moments.mean[key].double(), x.mean(0), atol=1e-5, rtol=1e-4)
-    expected = x.T @ x / len(x)
-    torch.testing.assert_close(moments.second[key].double(), expected, atol=1e-4, rtol=1e-4)
-    assert not any(m._forward_pre_hooks for m in backbone.module.modules())
-
-
 def test_a_constant_increment_has_no_negative_variance():
     backbone, _ = ALL["vit"]()
     backbone.module.blocks[1].forward = lambda h: h + torch.linspace(-3, 3, 16)
@@ -76,3 +56,37 @@ def test_a_constant_increment_has_no_negative_variance():
     variance = statistics.token_variance[1]
     assert torch.all(variance >= 0)
     assert torch.all(variance < 1e-5)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_own_states_of_the_frozen_mean_are_those_of_the_model(name):
+    backbone, batch = ALL[name]()
+    grids = (0, backbone.n_blocks), (0, 2, backbone.n_blocks)
+    with backbone.frozen():
+        steps = [step for grid in grids for step in steps_of(grid)]
+        expected = collect_statistics(backbone, _halves(batch), steps, with_moments=False).states
+        found = own_states(BlockwiseMean(backbone), backbone, iter(_halves(batch)), grids)
+    assert set(found) == set(expected) == {0, 2, backbone.n_blocks}
+    for block, states in found.items():
+        assert torch.equal(states, expected[block])
+
+
+def test_where_grids_meet_the_states_of_the_first_count():
+    backbone, batch = ALL["vit"]()
+
+    class Jump:
+        """A mean that adds one in each step, however long."""
+
+        def __call__(self, h, interval, context):
+            return h + torch.arange(16)
+
+    with backbone.frozen():
+        h, _ = backbone.embed(batch)
+        found = own_states(Jump(), backbone, [batch], [(0, 2, 4), (0, 1, 2, 3, 4)])
+    jumps = {0: 0, 1: 1, 2: 1, 3: 3, 4: 2}
+    assert set(found) == set(jumps)
+    for block, n in jumps.items():
+        expected = h
+        for _ in range(n):
+            expected = expected + torch.arange(16)
+        assert torch.equal(found[block], describe(expected))

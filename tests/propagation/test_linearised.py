@@ -1,42 +1,40 @@
 """The first-order law of the logits against paths, quadrature, and what is known of it."""
 
-from dataclasses import replace
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
+from known_laws import linearised
 from scipy.integrate import quad
 from scipy.special import expit
 from scipy.stats import norm
 from tiny_backbones import ALL
 
 from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._inputs.encoded_inputs import Dense, EncodedInputs
 from sklearn_diffuq._path.covariance import NoiseScales, fit_covariance
-from sklearn_diffuq._path.path import BlockwiseMean, GaussianPath
+from sklearn_diffuq._path.distance import widening
+from sklearn_diffuq._path.mean import BlockwiseMean
+from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.statistics import collect_statistics
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
-from sklearn_diffuq._propagation.linearised import LinearisedPath, linearise, moment_draws
+from sklearn_diffuq._propagation.linearised import (
+    LinearisedPath,
+    linearise,
+    linearise_all,
+    moment_draws,
+)
 from sklearn_diffuq._propagation.margin_table import MomentTable
 from sklearn_diffuq._propagation.noise import PathNoise
 from sklearn_diffuq._propagation.propagate import propagate
-
-
-def _linearised(margin, variance):
-    """Return two-class rows whose margin has the given variance under unit shared noise."""
-    n = len(margin)
-    logits = torch.stack([torch.zeros(n), margin], 1).double()
-    top = torch.arange(2).expand(n, 2)
-    shared = torch.zeros(n, 1, 2, 2, dtype=torch.float64)
-    shared[:, 0, 1, 1] = variance
-    zeros = torch.zeros(n, 1, dtype=torch.float64)
-    return LinearisedPath(logits, top, shared, torch.zeros_like(shared), zeros, zeros[:, 0])
 
 
 def test_moments_equal_one_dimensional_quadrature():
     margin = torch.tensor([-2.0, 0.3, 4.0])
     variance = torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64)
     draws = moment_draws(2, 0)
-    logits = _linearised(margin, variance).sample(0.8, 0.0, 0.0, draws)
+    logits = linearised(margin, variance).sample(0.8, 0.0, 0.0, draws)
     found = torch.softmax(logits, -1).mean(0)[:, 1]
     expected = [
         quad(lambda z, m=m, v=v: expit(m + 0.8 * np.sqrt(v) * z) * norm.pdf(z), -9, 9)[0]
@@ -47,7 +45,7 @@ def test_moments_equal_one_dimensional_quadrature():
 
 def test_near_ties_of_two_classes_do_not_flip():
     margin = torch.tensor([-1e-6, 1e-6]).repeat(20)
-    logits = _linearised(margin, 9.0).sample(1.0, 0.0, 0.0, moment_draws(2, 0))
+    logits = linearised(margin, 9.0).sample(1.0, 0.0, 0.0, moment_draws(2, 0))
     found = torch.softmax(logits, -1).mean(0).argmax(1)
     np.testing.assert_array_equal(found, margin > 0)
 
@@ -60,10 +58,10 @@ def test_linearised_covariance_equals_that_of_paths_with_little_noise(name, scal
     with backbone.frozen(), torch.no_grad():
         statistics = collect_statistics(backbone, [batch], steps_of(grid), False)
         covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
-        path = GaussianPath(BlockwiseMean(backbone, grid), covariance.replace(scales))
+        path = GaussianPath(BlockwiseMean(backbone), covariance, grid, scales)
         law = linearise(path, backbone, batch)
         end = propagate(path, backbone, batch, PathNoise.of(path, 4000, seed=0))
-    logits = end.outcome
+    logits = end.logits
     ordered = logits.detach().double().gather(2, law.top.expand(len(logits), -1, -1))
     spread = ordered - ordered.mean(0)
     expected = torch.einsum("kni,knj->nij", spread, spread) / len(logits)
@@ -82,7 +80,7 @@ def test_only_the_largest_logits_are_followed():
     with backbone.frozen(), torch.no_grad():
         statistics = collect_statistics(backbone, [batch], steps_of(grid), False)
         covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
-        law = linearise(GaussianPath(BlockwiseMean(backbone, grid), covariance), backbone, batch)
+        law = linearise(GaussianPath(BlockwiseMean(backbone), covariance, grid), backbone, batch)
         expected = backbone.logits(batch).topk(10).indices
     assert torch.equal(law.top, expected)
     drawn = law.sample(0.5, 0.5, 0.0, moment_draws(30, 0))
@@ -100,7 +98,7 @@ def test_noise_common_to_all_logits_changes_nothing():
     with backbone.frozen(), torch.no_grad():
         statistics = collect_statistics(backbone, [batch], steps_of(grid), False)
         covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
-        law = linearise(GaussianPath(BlockwiseMean(backbone, grid), covariance), backbone, batch)
+        law = linearise(GaussianPath(BlockwiseMean(backbone), covariance, grid), backbone, batch)
     drawn = law.sample(1.0, 1.0, 0.0, moment_draws(30, 0))
     expected = torch.softmax(law.logits, -1).expand(len(drawn), -1, -1)
     torch.testing.assert_close(torch.softmax(drawn, -1), expected, atol=1e-4, rtol=0)
@@ -114,8 +112,8 @@ def test_moments_give_the_probabilities_of_4096_paths(name):
     with backbone.frozen(), torch.no_grad():
         statistics = collect_statistics(backbone, [batch], steps_of(grid), False)
         covariance = fit_covariance(statistics, 4, torch.Generator().manual_seed(0))
-        path = GaussianPath(BlockwiseMean(backbone, grid), covariance.replace(scales))
-        drawn = propagate(path, backbone, batch, PathNoise.of(path, 4096, seed=0)).outcome
+        path = GaussianPath(BlockwiseMean(backbone), covariance, grid, scales)
+        drawn = propagate(path, backbone, batch, PathNoise.of(path, 4096, seed=0)).logits
         mean = propagate(path, backbone, batch)
         law = linearise(path, backbone, batch)
     sharpness = 3 / law.logits.std()  # so that noise moves the probabilities
@@ -125,7 +123,8 @@ def test_moments_give_the_probabilities_of_4096_paths(name):
     found = torch.softmax(sharpness * exact, -1).mean(0)
     plain = torch.softmax(sharpness * law.logits, -1)
     table = MomentTable.of(law, scales)
-    looked_up = table.sample(mean.outcome[0], covariance.replace(scales).growth(mean.distance), z)
+    growth = widening(2 * scales.distance, mean.distance)
+    looked_up = table.sample(mean.logits[0], growth, z)
     looked_up = torch.softmax(sharpness * looked_up, -1).mean(0)
     errors = [float((p - expected).abs().mean()) for p in (found, looked_up, plain)]
     assert errors[0] < 0.01, errors
@@ -133,40 +132,67 @@ def test_moments_give_the_probabilities_of_4096_paths(name):
     assert errors[1] < errors[2], errors
 
 
-def test_the_table_returns_what_depends_on_the_margins_alone():
-    margin = torch.linspace(-6, 6, 400).double()
-    variance = 4 * torch.exp(-margin.abs())
-    scales = NoiseScales(0.5, 0.0, 0.0)
-    table = MomentTable.of(_linearised(margin, variance), scales)
-    new = torch.tensor([-3.01, 0.02, 4.4]).double()
-    logits = torch.stack([torch.zeros(3).double(), new], 1)
-    growth = torch.tensor([1.0, 2.0, 1.0])
-    drawn = table.sample(logits, growth, moment_draws(2, 0))
-    spread = (drawn[:, :, 1] - drawn[:, :, 0]).var(0)
-    expected = 0.25 * 4 * torch.exp(-new.abs()) * growth
-    torch.testing.assert_close(spread, expected, rtol=0.15, atol=0)
+@pytest.mark.parametrize("name", ALL)
+def test_the_law_of_all_rows_is_that_of_batches(name):
+    backbone, batch = ALL[name](70)  # more than a chunk
+    grid = time_grid(backbone.n_blocks, backbone.n_blocks)
+    inputs = EncodedInputs({key: Dense(value.numpy()) for key, value in batch.items()})
+    with backbone.frozen():
+        statistics = collect_statistics(backbone, [batch], steps_of(grid), False)
+        covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+        path = GaussianPath(BlockwiseMean(backbone), covariance, grid)
+        found = linearise_all(path, backbone, inputs)
+        expected = linearise(path, backbone, batch)
+        with torch.no_grad():
+            logits = backbone.logits(batch)
+    torch.testing.assert_close(found.logits.float(), logits, atol=1e-5, rtol=1e-5)
+    for field in fields(LinearisedPath):
+        of_all, of_batch = getattr(found, field.name), getattr(expected, field.name)
+        torch.testing.assert_close(of_all, of_batch, atol=1e-3, rtol=1e-3)
+        assert not of_all.requires_grad
+        some = torch.tensor([4, 0])
+        assert torch.equal(getattr(found.take(some), field.name), of_all[some])
 
 
-def test_the_table_holds_covariances_without_the_growth_of_its_own_rows():
-    margin = torch.linspace(-6, 6, 400).double()
-    ordinary = _linearised(margin, 4 * torch.exp(-margin.abs()))
-    distance = torch.linspace(-2, 2, 400).double()
-    far = replace(ordinary, start=distance[:, None], distance=distance)
-    scales = NoiseScales(0.5, 0.0, 0.3)
+def test_scales_do_not_matter_for_the_law():
+    backbone, batch = ALL["vit"]()
+    grid = time_grid(4, 2)
+    with backbone.frozen():
+        statistics = collect_statistics(backbone, [batch], steps_of(grid), False)
+        covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+        path = GaussianPath(BlockwiseMean(backbone), covariance, grid)
+        laws = [
+            linearise(path.with_scales(scales), backbone, batch)
+            for scales in (NoiseScales(), NoiseScales(0.3, 0.2, 0.5))
+        ]
+    for field in fields(LinearisedPath):
+        assert torch.equal(*(getattr(law, field.name) for law in laws))
+    assert laws[0].distance.std() > 0
+
+
+def test_a_perturbation_changes_the_embedding_and_sees_its_padding():
+    backbone, batch = ALL["bert"]()
+    grid, seen = time_grid(3, 3), []
+
+    def perturb(h, mask):
+        seen.append((h, mask))
+        return h + 0.5
+
+    with backbone.frozen():
+        statistics = collect_statistics(backbone, [batch], steps_of(grid), False)
+        covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+        path = GaussianPath(BlockwiseMean(backbone), covariance, grid)
+        law = linearise(path, backbone, batch, perturb)
+        with torch.no_grad():
+            h, context = backbone.embed(batch)
+            states = backbone.states(h + 0.5, context)
+            logits = backbone.readout(states[-1], context)
+    ((embedding, mask),) = seen
+    assert torch.equal(embedding, h)
+    assert torch.equal(mask, context.mask)
+    torch.testing.assert_close(law.logits, logits.double(), atol=1e-5, rtol=1e-5)
+    expected = [covariance.distance(states[b], b, mask) for b in range(4)]
+    torch.testing.assert_close(law.start, torch.stack(expected[:3], 1).double(), atol=1e-3, rtol=0)
     torch.testing.assert_close(
-        MomentTable.of(far, scales).covariance, MomentTable.of(ordinary, scales).covariance
+        law.distance, torch.stack(expected[1:], 1).mean(1).double(), atol=1e-3, rtol=0
     )
-
-
-def test_the_table_does_not_mind_the_names_of_the_classes():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(50, 4, generator=generator).double()
-    root = torch.randn(50, 1, 4, 4, generator=generator).double()
-    top = logits.topk(4).indices
-    zeros = torch.zeros(50, 1).double()
-    law = LinearisedPath(logits, top, root @ root.mT, 0 * root, zeros, zeros[:, 0])
-    table, z = MomentTable.of(law, NoiseScales(1.0, 0.0, 0.0)), moment_draws(4, 0)
-    order = torch.tensor([2, 0, 3, 1])
-    drawn = table.sample(logits[:7], torch.ones(7), z)
-    renamed = table.sample(logits[:7, order], torch.ones(7), z)
-    torch.testing.assert_close(renamed, drawn[:, :, order])

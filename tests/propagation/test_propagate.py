@@ -1,23 +1,27 @@
 """Propagation with three-line transitions whose answer is known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from tiny_backbones import ALL
 
 from sklearn_diffuq._inputs.encoded_inputs import Dense, EncodedInputs
-from sklearn_diffuq._path.covariance import NoiseScales, fit_covariance
-from sklearn_diffuq._path.gaussian import GaussianTransition
-from sklearn_diffuq._path.path import BlockwiseMean, GaussianPath
+from sklearn_diffuq._path.covariance import NoiseScales, StateCovariance, fit_covariance
+from sklearn_diffuq._path.gaussian import GaussianTransition, tile
+from sklearn_diffuq._path.mean import BlockwiseMean
+from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.statistics import collect_statistics
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
 from sklearn_diffuq._propagation.noise import PathNoise
 from sklearn_diffuq._propagation.propagate import (
-    mean_path,
-    path_distance,
+    follow_mean,
+    follow_samples,
+    mean_logits,
     propagate,
     propagate_all,
-    sample_paths,
+    tile_batch,
 )
 
 
@@ -31,7 +35,13 @@ class LinearPath:
         self.matrix = torch.tensor([[0.9, 0.2], [-0.1, 0.8]])
         self.factor = torch.tensor([[1.0], [2.0]])
 
-    def __call__(self, h, step, context):
+    def observe(self, h, time, context):
+        return None
+
+    def mean_distance(self, distances):
+        assert distances == [None] * 4
+
+    def __call__(self, h, step, context, distance):
         n = len(h)
         token = torch.full((n, 1, 2), self.b**2)
         return GaussianTransition(
@@ -51,8 +61,8 @@ def test_paths_have_the_closed_form_moments():
     path, k = LinearPath(), 8192
     noise = PathNoise(k, 3, 1, 2, seed=0)
     h = torch.tensor([[[1.0, -1.0], [0.5, 2.0]]])
-    end = sample_paths(path, h, None, None, noise)
-    final, variance = end.outcome, end.variance
+    end = follow_samples(path, h, None, None, noise)
+    final, variance = end.state, end.variance
     assert torch.equal(end.distance, torch.zeros(1))
     expected_mean = h[0] @ torch.linalg.matrix_power(path.matrix, 3).T
     torch.testing.assert_close(final.mean(0), expected_mean, atol=1e-4, rtol=0)
@@ -69,27 +79,8 @@ def test_paths_have_the_closed_form_moments():
 def test_mean_path_is_the_noise_free_path():
     path = LinearPath()
     h = torch.randn(4, 2, 2)
-    final = mean_path(path, h, None).outcome
+    final = follow_mean(path, h, None).state
     torch.testing.assert_close(final, h @ torch.linalg.matrix_power(path.matrix, 3).T)
-
-
-@pytest.mark.parametrize("n_paths", [1, 2, 5, 16])
-def test_noise_is_antithetic_and_does_not_depend_on_length(n_paths):
-    noise = PathNoise(n_paths, 2, 3, 4, seed=1)
-    assert noise.shared.shape == (n_paths, 2, 3)
-    half = (n_paths + 1) // 2
-    assert torch.equal(noise.shared[half:], -noise.shared[: n_paths - half])
-    long, short = noise.tokens(1, 70), PathNoise(n_paths, 2, 3, 4, seed=1).tokens(1, 9)
-    assert torch.equal(long[:, :9], short)
-    assert torch.equal(long[half:], -long[: n_paths - half])
-    assert not torch.equal(noise.tokens(0, 9), short)
-
-
-def test_token_noise_is_standard_normal():
-    x = PathNoise(64, 1, 1, 32, seed=0).tokens(0, 96)[:32].double()
-    assert abs(float(x.mean())) < 0.01
-    assert float(x.std()) == pytest.approx(1, abs=0.01)
-    assert float((x[:, :32] * x[:, 32:64]).mean()) == pytest.approx(0, abs=0.02)
 
 
 def _path(name, scales):
@@ -97,7 +88,7 @@ def _path(name, scales):
     grid = time_grid(backbone.n_blocks, backbone.n_blocks)
     statistics = collect_statistics(backbone, [batch], steps_of(grid), with_moments=False)
     covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
-    return backbone, batch, GaussianPath(BlockwiseMean(backbone, grid), covariance.replace(scales))
+    return backbone, batch, GaussianPath(BlockwiseMean(backbone), covariance, grid, scales)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -108,8 +99,14 @@ def test_without_noise_the_path_is_the_wrapped_model(name):
         mean = propagate(path, backbone, batch)
         noise = PathNoise.of(path, 4, seed=0)
         sampled = propagate(path, backbone, batch, noise)
-    assert torch.equal(mean.outcome[0], expected)
-    assert all(torch.equal(logits, expected) for logits in sampled.outcome)
+        # The first step is common; batches of other sizes may differ in the last bits.
+        h, context = backbone.embed(batch)
+        _, tiled = backbone.embed(tile_batch(batch, 4))
+        h = tile(backbone.block(0, h, context), 4)
+        of_paths = backbone.readout(backbone.advance(h, tiled, 1), tiled)
+    assert torch.equal(mean.logits[0], expected)
+    torch.testing.assert_close(sampled.logits, expected.expand(4, -1, -1), atol=1e-5, rtol=1e-5)
+    assert torch.equal(sampled.logits, of_paths.unflatten(0, (4, -1)))
     assert torch.all(sampled.variance == 0)
 
 
@@ -119,7 +116,7 @@ def test_draws_of_their_own_for_each_batch_average_out_over_rows():
     inputs = EncodedInputs({"x": Dense(x)})
 
     def mean_probability(end):
-        return torch.softmax(end.outcome.double(), -1)[..., 0].mean()
+        return torch.softmax(end.logits.double(), -1)[..., 0].mean()
 
     with backbone.frozen(), torch.no_grad():
         noise = PathNoise.of(path, 8, seed=0)
@@ -128,9 +125,9 @@ def test_draws_of_their_own_for_each_batch_average_out_over_rows():
         own = propagate_all(path, backbone, inputs, noise, common=False)
         again = propagate_all(path, backbone, inputs, noise, common=False)
         common = propagate_all(path, backbone, inputs, noise)
-    assert torch.equal(own.outcome, again.outcome)
-    assert torch.equal(common.outcome[:, 0], common.outcome[:, -1])
-    assert not torch.equal(own.outcome[:, 0], own.outcome[:, -1])
+    assert torch.equal(own.logits, again.logits)
+    assert torch.equal(common.logits[:, 0], common.logits[:, -1])
+    assert not torch.equal(own.logits[:, 0], own.logits[:, -1])
     error = abs(mean_probability(own) - expected)
     assert error < 0.3 * abs(mean_probability(common) - expected)
 
@@ -144,10 +141,10 @@ def test_a_row_does_not_depend_on_the_others(name):
         end = propagate(path, backbone, batch, noise)
         shuffled = {k: v[order] for k, v in batch.items()}
         other = propagate(path, backbone, shuffled, noise)
-    torch.testing.assert_close(other.outcome, end.outcome[:, order], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(other.logits, end.logits[:, order], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(other.variance, end.variance[order], atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(other.distance, end.distance[order], atol=1e-3, rtol=1e-3)
-    assert end.outcome.std(0).min() > 1e-4
+    assert end.logits.std(0).min() > 1e-4
     assert end.distance.std() > 0
 
 
@@ -155,12 +152,12 @@ def test_the_states_that_steps_arrive_at_count_for_the_distance():
     backbone, batch, path = _path("vit", NoiseScales(0.0, 0.0, 0.5))
     with backbone.frozen(), torch.no_grad():
         end = propagate(path, backbone, batch)
-        h, context = backbone.embed(batch)
+        h, context = embedded = backbone.embed(batch)
         seen = [path.covariance.distance(h, 0)]
         for block in range(4):
             h = backbone.block(block, h, context)
             seen.append(path.covariance.distance(h, block + 1))
-        distance = path_distance(path, backbone, batch)
+        distance = follow_mean(path.with_scales(NoiseScales(distance=1.0)), *embedded).distance
     expected = torch.stack(seen[1:], 1).mean(1)
     torch.testing.assert_close(distance, expected)
     torch.testing.assert_close(end.distance, expected)
@@ -170,7 +167,7 @@ def test_noise_grows_with_the_distance_of_the_state_that_a_step_starts_from():
     backbone, batch, path = _path("vit", NoiseScales(0.3, 0.2, 0.5))
     with backbone.frozen(), torch.no_grad():
         h, context = backbone.embed(batch)
-        law = path(h, 0, context)
+        law = path(h, 0, context, path.observe(h, 0, context))
     v = torch.exp(path.covariance.distance(h, 0))
     torch.testing.assert_close(law.shared_variance, 0.09 * v)
     expected = law.shared_variance[:, None] * law.factor.square().sum(1) + law.token_variance[:, 0]
@@ -179,10 +176,96 @@ def test_noise_grows_with_the_distance_of_the_state_that_a_step_starts_from():
 
 def test_the_embedding_counts_for_the_distance_where_no_other_state_is_known():
     backbone, batch, path = _path("vit", NoiseScales(0.0, 0.0, 0.5))
-    for block in "1234":
-        del path.covariance.processes[block]
-    path = GaussianPath(path.mean, path.covariance)
+    c = path.covariance
+    known = StateCovariance(c.intervals, c.factors, c.token_variances, {0: c.distances[0]})
+    path = replace(path, covariance=known)
     with backbone.frozen(), torch.no_grad():
         h, _ = backbone.embed(batch)
         end = propagate(path, backbone, batch)
     torch.testing.assert_close(end.distance, path.covariance.distance(h, 0))
+
+
+def _count(path, monkeypatch):
+    """Return a list that gets the block and the rows of every distance that is measured."""
+    measured, distance = [], path.covariance.distance
+
+    def count(h, block, mask=None):
+        measured.append((block, len(h)))
+        return distance(h, block, mask)
+
+    monkeypatch.setattr(path.covariance, "distance", count)
+    return measured
+
+
+@pytest.mark.parametrize(
+    ("scales", "blocks"),
+    [
+        (NoiseScales(0.3, 0.2, 0.5), [0, 1, 2, 3, 4]),
+        (NoiseScales(0.0, 0.0, 0.5), [1, 2, 3, 4]),
+        (NoiseScales(0.3, 0.2, 0.0), []),
+        (NoiseScales(), []),
+    ],
+)
+def test_the_distance_of_a_state_is_measured_once(scales, blocks, monkeypatch):
+    backbone, batch, path = _path("vit", scales)
+    measured = _count(path, monkeypatch)
+    with backbone.frozen(), torch.no_grad():
+        mean = follow_mean(path, *backbone.embed(batch))
+        assert measured == [(block, 6) for block in blocks]
+        measured.clear()
+        propagate(path, backbone, batch, PathNoise.of(path, 4, seed=0))
+    # All paths start from one embedding.
+    assert measured == [(block, 24 if block else 6) for block in blocks]
+    assert torch.equal(mean.distance, torch.zeros(6)) == (not blocks)
+
+
+def test_an_exponent_alone_moves_no_path():
+    backbone, batch, path = _path("vit", NoiseScales(0.0, 0.0, 0.5))
+    with backbone.frozen(), torch.no_grad():
+        mean = propagate(path, backbone, batch)
+        end = propagate(path, backbone, batch, PathNoise.of(path, 4, seed=0))
+    torch.testing.assert_close(end.logits, mean.logits.expand(4, -1, -1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(end.distance, mean.distance, atol=1e-3, rtol=0)
+    assert mean.distance.std() > 0
+    assert torch.all(end.variance == 0)
+
+
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("n_steps", [2, None])
+def test_mean_logits_are_those_of_the_mean_path(name, n_steps):
+    backbone, batch, path = _path(name, NoiseScales())
+    rows = EncodedInputs({key: Dense(value.numpy()) for key, value in batch.items()})
+    grid = time_grid(backbone.n_blocks, n_steps or backbone.n_blocks)
+    intervals = steps_of(grid)
+    c = path.covariance
+    path = GaussianPath(
+        path.mean,
+        StateCovariance(
+            intervals, c.factors[: len(intervals)], c.token_variances[: len(intervals)], {}
+        ),
+        grid,
+    )
+    with backbone.frozen():
+        found = mean_logits(path.mean, grid, backbone, rows)
+        expected = propagate_all(path, backbone, rows).logits
+        with torch.no_grad():
+            whole = backbone.logits(batch)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected[0])
+    torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
+    assert not found.requires_grad
+
+
+def test_the_noise_of_the_last_step_is_no_distance():
+    backbone, batch, path = _path("vit", NoiseScales())
+    c = path.covariance
+    covariance = StateCovariance(
+        [(0, 4)], c.factors[:1], c.token_variances[:1], {4: c.distances[4], 0: c.distances[0]}
+    )
+    path = GaussianPath(path.mean, covariance, (0, 4), NoiseScales(3.0, 3.0, 0.5))
+    with backbone.frozen(), torch.no_grad():
+        mean = propagate(path, backbone, batch)
+        end = propagate(path, backbone, batch, PathNoise.of(path, 4, seed=0))
+    assert end.logits.std(0).min() > 1e-3
+    torch.testing.assert_close(end.distance, mean.distance, atol=1e-3, rtol=0)
+    assert mean.distance.std() > 0

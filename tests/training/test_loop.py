@@ -9,9 +9,14 @@ from skorch.callbacks import Callback, EarlyStopping
 from torch import nn
 
 from sklearn_diffuq._training.loop import train_module
+from sklearn_diffuq._training.options import LoopOptions
 
 X = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
 Y = X @ torch.tensor([1.0, -2.0, 0.5]) + 0.3
+
+
+def train(module, batch_loss, epoch_batches, validate=None, **options):
+    return train_module(module, batch_loss, epoch_batches, LoopOptions(**options), validate)
 
 
 def shuffled(epoch, rng):
@@ -53,7 +58,7 @@ def test_one_step_is_adamw_on_the_clipped_gradient():
         for p in expected.parameters():
             p.grad *= min(1.0, 0.7 / grads.norm().item())
         optimizer.step()
-    train_module(
+    train(
         module,
         squared_loss(module),
         in_order,
@@ -74,7 +79,7 @@ def test_it_learns_and_records():
         seen.append((epoch, len(rows)))
         return squared_loss(module)(rows, epoch, generator) | {"extra": torch.tensor(epoch + 0.5)}
 
-    history = train_module(module, batch_loss, shuffled, max_epochs=60, lr=0.1)
+    history = train(module, batch_loss, shuffled, max_epochs=60, lr=0.1)
     torch.testing.assert_close(
         parameters(module), torch.tensor([1.0, -2.0, 0.5, 0.3]), atol=1e-2, rtol=0
     )
@@ -93,7 +98,7 @@ def test_cosine_schedule_rises_then_falls_to_zero():
         def on_batch_end(self, net, **kwargs):
             seen.append(net.optimizer_.param_groups[0]["lr"])
 
-    train_module(module, squared_loss(module), in_order, max_epochs=50, lr=0.2, callbacks=[Watch()])
+    train(module, squared_loss(module), in_order, max_epochs=50, lr=0.2, callbacks=[Watch()])
     seen = np.array(seen)
     assert len(seen) == 200
     assert seen[0] == pytest.approx(0.2 / 10)
@@ -107,7 +112,7 @@ def test_cosine_schedule_rises_then_falls_to_zero():
 def test_a_single_step_has_a_learning_rate():
     module = linear()
     before = parameters(module)
-    train_module(module, squared_loss(module), lambda e, r: [np.arange(64)], max_epochs=1, lr=0.1)
+    train(module, squared_loss(module), lambda e, r: [np.arange(64)], max_epochs=1, lr=0.1)
     assert (parameters(module) - before).abs().max() == pytest.approx(0.1, rel=1e-3)
 
 
@@ -121,9 +126,7 @@ def test_best_state_is_restored():
         states[epoch] = parameters(module)
         return scores[epoch]
 
-    history = train_module(
-        module, squared_loss(module), shuffled, max_epochs=5, lr=0.1, validate=validate
-    )
+    history = train(module, squared_loss(module), shuffled, max_epochs=5, lr=0.1, validate=validate)
     assert sorted(states) == [-1, 0, 1, 2, 3, 4]
     assert torch.equal(parameters(module), states[2])
     assert [row["valid_loss_best"] for row in history] == [True, False, True, False, False]
@@ -133,7 +136,7 @@ def test_best_state_is_restored():
 def test_training_that_only_harms_is_undone_and_patience_stops_it():
     module = nn.Sequential(linear(), nn.BatchNorm1d(1))
     before = copy.deepcopy(module.state_dict())
-    history = train_module(
+    history = train(
         module,
         squared_loss(module),
         shuffled,
@@ -155,7 +158,7 @@ def test_average_is_the_moving_average_of_the_steps():
             live.append(parameters(module))
 
     live[0] = parameters(module)
-    train_module(
+    train(
         module,
         squared_loss(module),
         shuffled,
@@ -181,7 +184,7 @@ def test_validation_sees_averaged_weights_and_training_goes_on_from_the_live_one
             def on_batch_end(self, net, **kw):
                 live.append(parameters(module))
 
-        train_module(
+        train(
             module,
             squared_loss(module),
             shuffled,
@@ -234,14 +237,14 @@ def test_runs_with_one_seed_are_bit_identical_and_leave_global_random_states_alo
             x, y = X[rows].to(device), Y[rows].to(device)
             return {"loss": (module(x).squeeze(-1) - y + 0.1 * noise).square().mean()}
 
-        train_module(module, batch_loss, shuffled, max_epochs=5, lr=0.1, device=device, seed=seed)
+        train(module, batch_loss, shuffled, max_epochs=5, lr=0.1, device=device, seed=seed)
         assert next(module.parameters()).device.type == device
         return parameters(module)
 
     run(0)
     module = Dropped()
     states = global_random_states(device)
-    train_module(
+    train(
         module,
         lambda rows, e, g: {"loss": module(X[rows].to(device)).mean()},
         shuffled,
@@ -262,7 +265,7 @@ def test_frozen_parameters_stay_and_gradients_are_not_left_on_them():
     module[0].requires_grad_(False)
     before = parameters(module[0])
     after = parameters(module[1])
-    train_module(
+    train(
         module, squared_loss(module), shuffled, max_epochs=2, lr=0.1, weight_decay=0.1, average=0.9
     )
     assert torch.equal(parameters(module[0]), before)
@@ -277,7 +280,7 @@ def test_a_real_interrupt_is_raised(where):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_module(
+        train(
             module,
             interrupted if where == "loss" else squared_loss(module),
             interrupted if where == "batches" else shuffled,
@@ -289,7 +292,7 @@ def test_a_real_interrupt_is_raised(where):
 
 def test_skorch_callbacks_can_stop_training():
     module = linear()
-    history = train_module(
+    history = train(
         module,
         squared_loss(module),
         shuffled,
@@ -304,7 +307,7 @@ def test_skorch_callbacks_can_stop_training():
 def test_a_diverging_loss_says_so():
     module = linear()
     with pytest.raises(FloatingPointError, match="became nan in epoch 1. Lower `lr`"):
-        train_module(
+        train(
             module,
             lambda rows, e, g: {"loss": module(X[rows]).sum() * math.nan},
             shuffled,
@@ -315,9 +318,9 @@ def test_a_diverging_loss_says_so():
 
 def test_verbose_prints_one_line_per_epoch(capsys):
     module = linear()
-    train_module(module, squared_loss(module), shuffled, max_epochs=3, lr=0.1)
+    train(module, squared_loss(module), shuffled, max_epochs=3, lr=0.1)
     assert capsys.readouterr().out == ""
-    train_module(
+    train(
         module,
         squared_loss(module),
         shuffled,
@@ -334,7 +337,7 @@ def test_verbose_prints_one_line_per_epoch(capsys):
 @pytest.mark.slow
 def test_compiled_training_leaves_a_module_that_pickles():
     module, plain = linear(), linear()
-    train_module(module, squared_loss(module), shuffled, max_epochs=2, lr=0.1, compile=True)
-    train_module(plain, squared_loss(plain), shuffled, max_epochs=2, lr=0.1)
+    train(module, squared_loss(module), shuffled, max_epochs=2, lr=0.1, compile=True)
+    train(plain, squared_loss(plain), shuffled, max_epochs=2, lr=0.1)
     torch.testing.assert_close(parameters(pickle.loads(pickle.dumps(module))), parameters(plain))
     assert module._compiled_call_impl is None

@@ -189,11 +189,11 @@ def test_the_epoch_of_lowest_held_out_loss_is_kept(moons):
 def test_automatic_batches_follow_the_number_of_rows(n, expected, monkeypatch):
     sizes = []
 
-    def record(module, loss, epoch_batches, **kwargs):
+    def record(module, batch_loss, epoch_batches, options, validate=None):
         sizes.append(len(epoch_batches(0, np.random.default_rng(0))))
         return []
 
-    monkeypatch.setattr("sklearn_diffuq._backbone_classifier.train_module", record)
+    monkeypatch.setattr("sklearn_diffuq._training.classification.train_module", record)
     X, y = make_blobs(n, centers=2, random_state=0)
     quick(validation_fraction=0).fit(X, y)
     assert sizes == [expected]

@@ -1,129 +1,24 @@
-"""What the user gives: rows, splits, wrapped models and labels."""
+"""From an estimator parameter to a fitted wrapped classifier and its encoded rows."""
 
-import warnings
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy import sparse
+from sklearn.base import clone
 from sklearn.datasets import make_classification
-from sklearn.exceptions import DataConversionWarning, NotFittedError
+from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from timm.models import VisionTransformer
 
 from sklearn_diffuq import FTTransformerClassifier, TransformerClassifier
-from sklearn_diffuq._inputs.rows import check_rows, safe_indexing, stratified_split
-from sklearn_diffuq._wrapped.wrap import fit_wrapped, label
-from sklearn_diffuq.exceptions import CalibrationWarning
+from sklearn_diffuq._inputs import table_encoder
+from sklearn_diffuq._wrapped import model_encoder
+from sklearn_diffuq._wrapped.wrap import check_precision, choose_readout, fit_wrapped, label
+from sklearn_diffuq.exceptions import BackboneError
 
 TWO = np.array([0, 1] * 10)
-
-
-# check_rows -----------------------------------------------------------------------------------
-
-
-def test_rows_come_back_with_unit_weights():
-    X = np.arange(40.0).reshape(20, 2)
-    found, y, weight = check_rows(X, TWO.tolist(), None)
-    assert found is X
-    np.testing.assert_array_equal(y, TWO)
-    np.testing.assert_array_equal(weight, np.ones(20))
-
-
-@pytest.mark.parametrize("kind", [np.asarray, pd.DataFrame, lambda X: [str(x) for x in X]])
-def test_rows_without_weight_are_dropped(kind):
-    X = kind(np.arange(40).reshape(20, 2))
-    weight = np.where(np.arange(20) % 3 == 0, 0.0, 2.0)
-    kept, y, kept_weight = check_rows(X, TWO, weight)
-    expected = np.flatnonzero(weight)
-    assert len(kept) == len(expected)
-    np.testing.assert_array_equal(y, TWO[expected])
-    np.testing.assert_array_equal(kept_weight, 2.0)
-    if isinstance(X, list):
-        assert kept == [X[i] for i in expected]
-
-
-def test_a_column_of_labels_is_flattened_with_a_warning():
-    with pytest.warns(DataConversionWarning):
-        _, y, _ = check_rows(np.zeros((20, 1)), TWO[:, None], None)
-    assert y.shape == (20,)
-
-
-@pytest.mark.parametrize(
-    ("X", "y", "weight", "error", "message"),
-    [
-        (sparse.eye(20).tocsr(), TWO, None, TypeError, "dense data is required"),
-        (
-            np.zeros((20, 1)),
-            np.zeros(20),
-            None,
-            ValueError,
-            r"one class only, .*0\.0.* \(20 sample",
-        ),
-        (np.zeros((20, 1)), TWO, TWO.astype(float), ValueError, "one class only"),
-        (np.zeros((20, 1)), TWO, np.zeros(20), ValueError, "weights .*zero"),
-        (np.zeros((20, 1)), TWO, -np.ones(20), ValueError, "Negative"),
-        (np.zeros((0, 1)), np.zeros(0), None, ValueError, r"0 sample\(s\)"),
-        (np.zeros((20, 1)), None, None, ValueError, "requires y"),
-        (np.zeros((19, 1)), TWO, None, ValueError, "inconsistent numbers of samples"),
-        (np.zeros((20, 1)), np.linspace(0, 1, 20), None, ValueError, "label type"),
-        (np.zeros((20, 1)), np.where(TWO == 0, np.nan, 1.0), None, ValueError, "NaN"),
-    ],
-)
-def test_unusable_rows_are_refused(X, y, weight, error, message):
-    with pytest.raises(error, match=message):
-        check_rows(X, y, weight)
-
-
-def test_a_mapping_is_kept_whole_but_not_split():
-    X = {"input_ids": np.ones((20, 4), dtype=int)}
-    assert check_rows(X, TWO, None)[0] is X
-    with pytest.raises(ValueError, match="X is a dict.*SliceDict"):
-        safe_indexing(X, [0, 1])
-    with pytest.raises(ValueError, match="X is a dict"):
-        check_rows(X, TWO, np.arange(20.0))
-
-
-# stratified_split -----------------------------------------------------------------------------
-
-
-@given(
-    counts=st.lists(st.integers(1, 60), min_size=2, max_size=5),
-    fraction=st.floats(0.05, 0.95),
-    seed=st.integers(0, 100),
-)
-def test_split_is_complete_disjoint_and_stratified(counts, fraction, seed):
-    y = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
-    expected = [min(round(fraction * n), n - 1) for n in counts]
-    if not sum(expected):
-        with pytest.raises(ValueError, match="No rows are left to hold out"):
-            stratified_split(y, fraction, seed)
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CalibrationWarning)
-        train, held = stratified_split(y, fraction, seed)
-    np.testing.assert_array_equal(np.sort(np.concatenate([train, held])), np.arange(len(y)))
-    assert np.bincount(y[held], minlength=len(counts)).tolist() == expected
-    assert set(y[train]) == set(y)
-
-
-def test_split_follows_the_seed():
-    first, again, other = (stratified_split(np.repeat([0, 1], 100), 0.3, s)[1] for s in (1, 1, 2))
-    np.testing.assert_array_equal(first, again)
-    assert not np.array_equal(first, other)
-
-
-def test_a_small_held_out_part_is_said():
-    with pytest.warns(CalibrationWarning, match="Only 4 rows are held out.*validation_fraction"):
-        stratified_split(TWO, 0.2, 0)
-
-
-# fit_wrapped and label ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +30,13 @@ def table():
 def _fit(estimator, X, y, **parameters):
     owner = SimpleNamespace(estimator=estimator, preprocessor=None, device="cpu")
     vars(owner).update(parameters)
-    return fit_wrapped(owner, X, y, np.ones(len(y)), seed=3)
+    wrapped, training = fit_wrapped(owner, X, y, np.ones(len(y)), seed=3)
+    np.testing.assert_array_equal(wrapped.classes_[training.y], y)
+    expected, found = wrapped.encode(X), training.inputs
+    rows = range(len(y))
+    for name, value in expected.batch(rows).items():
+        assert torch.equal(found.batch(rows)[name], value)
+    return wrapped
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +54,11 @@ def _vit():
 IMAGES = np.random.default_rng(0).normal(size=(20, 1, 8, 8)).astype(np.float32)
 
 
-def test_none_trains_a_transformer_for_tables(table, monkeypatch):
-    seen = []
-    monkeypatch.setattr(FTTransformerClassifier, "fit", lambda self, *args: seen.append(args))
-    wrapped = _fit(None, *table)
+def test_none_trains_a_transformer_for_tables(table):
+    X, y = table
+    wrapped = _fit(None, X[:30], y[:30])
     assert isinstance(wrapped, FTTransformerClassifier)
     assert (wrapped.random_state, wrapped.device) == (3, "cpu")
-    assert len(seen) == 1
 
 
 def test_an_unfitted_estimator_is_cloned_and_fitted(table, small):
@@ -230,20 +129,70 @@ def test_other_estimators_are_refused_without_being_fitted(table, frozen, monkey
         _fit(estimator, *table)
 
 
-def _stub(classes):
-    return SimpleNamespace(classes_=np.array(classes), encode=list)
+def test_rows_for_a_fitted_model_get_its_class_indices(table, small):
+    X, y = table
+    fitted = _fit(small, X, y)
+    weight = np.arange(1.0, 7)
+    found = label(fitted, X[:6], y[:6], weight)
+    np.testing.assert_array_equal(fitted.classes_[found.y], y[:6])
+    assert found.weight.tolist() == weight.tolist()
+    assert len(found.inputs) == 6
+    with pytest.raises(ValueError, match=r"\['maybe'\] are unknown.*\['no', 'yes'\]"):
+        label(fitted, X[:2], np.array(["no", "maybe"]), np.ones(2))
 
 
-@pytest.mark.parametrize(
-    ("classes", "y"),
-    [(["b", "c", "a"], ["a", "b", "a"]), ([2, 0, 1], [1, 1, 2]), ([False, True], [True])],
-)
-def test_labels_get_the_models_own_indices(classes, y):
-    found = label(_stub(classes), y, np.array(y), np.ones(len(y)))
-    assert found.y.tolist() == [classes.index(value) for value in y]
-    assert found.weight.dtype == torch.float64
+@pytest.mark.parametrize("kind", ["table", "images"])
+def test_training_rows_are_encoded_once(table, small, kind, monkeypatch):
+    module, name = {
+        "table": (table_encoder, "encode_table"),
+        "images": (model_encoder, "encode_images"),
+    }[kind]
+    encode, sizes = getattr(module, name), []
+
+    def counted(X, *args):
+        sizes.append(len(X))
+        return encode(X, *args)
+
+    monkeypatch.setattr(module, name, counted)
+    estimator, X, y = (small, *table) if kind == "table" else (_vit(), IMAGES, TWO)
+    owner = SimpleNamespace(estimator=estimator, preprocessor=None, device="cpu")
+    fit_wrapped(owner, X, y, np.ones(len(y)), seed=3)
+    assert sizes == [len(X)]
 
 
-def test_labels_the_model_does_not_know_are_named():
-    with pytest.raises(ValueError, match=r"\['d'\] are unknown.*\['b', 'a'\]"):
-        label(_stub(["b", "a"]), ["a", "d"], np.array(["a", "d"]), np.ones(2))
+@pytest.mark.parametrize("kind", ["table", "images"])
+def test_fit_encode_is_fit_and_encode(table, small, kind):
+    if kind == "table":
+        X, y = table
+        clf = clone(small).set_params(random_state=0, device="cpu")
+    else:
+        X, y, clf = IMAGES, TWO, TransformerClassifier(_vit(), device="cpu")
+    weight = np.arange(len(y)) % 3.0
+    fitted, twin = clone(clf).fit(X, y, weight), clone(clf)
+    training = twin.fit_encode(X, y, weight)
+    np.testing.assert_array_equal(twin.predict_proba(X), fitted.predict_proba(X))
+    kept = np.flatnonzero(weight)
+    assert training.weight.tolist() == weight[kept].tolist()
+    np.testing.assert_array_equal(fitted.classes_[training.y], y[kept])
+    rows = range(len(kept))
+    for name, value in fitted.encode(X[kept]).batch(rows).items():
+        assert torch.equal(training.inputs.batch(rows)[name], value)
+
+
+@pytest.mark.parametrize("readout", ["auto", "frozen", "refit"])
+def test_choosing_a_readout_leaves_the_wrapped_classifier(readout):
+    clf = TransformerClassifier(_vit(), device="cpu")
+    training = clf.fit_encode(IMAGES, TWO, None)
+    chosen = choose_readout(clf, readout, training)
+    assert clf.backbone_.custom_readout is None
+    assert (chosen is clf) == (readout != "refit")
+    assert (chosen.backbone_.custom_readout is None) == (readout != "refit")
+    if readout == "refit":
+        with pytest.raises(ValueError, match="readout='frozen'.*no head"):
+            choose_readout(chosen, "frozen", training)
+
+
+def test_other_precisions_are_refused():
+    check_precision(_vit())
+    with pytest.raises(BackboneError, match=r"parameters of torch\.float16.*model\.float\(\)"):
+        check_precision(_vit().half())

@@ -3,17 +3,18 @@
 import numpy as np
 import pytest
 import torch
-from sklearn_diffuq._propagation.predict import familiarity, path_predictions
 from tiny_backbones import ALL
 
-from sklearn_diffuq._calibration.noise_scales import Calibration
-from sklearn_diffuq._inputs.batching import real_rows
+from sklearn_diffuq._calibration.calibrated_path import CalibratedPath, familiarity
+from sklearn_diffuq._calibration.calibration import Calibration
+from sklearn_diffuq._inputs.batching import unpadded_batches
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs, Ragged
 from sklearn_diffuq._path.covariance import NoiseScales, fit_covariance
-from sklearn_diffuq._path.path import BlockwiseMean, GaussianPath
+from sklearn_diffuq._path.mean import BlockwiseMean
+from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.statistics import collect_statistics
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
-from sklearn_diffuq._propagation.linearised import linearise_all
+from sklearn_diffuq._propagation.linearised import linearise_all, moment_draws
 from sklearn_diffuq._propagation.margin_table import MomentTable
 from sklearn_diffuq._propagation.noise import PathNoise
 from sklearn_diffuq._propagation.propagate import propagate
@@ -30,20 +31,23 @@ def texts(request):
     inputs = EncodedInputs({"input_ids": Ragged(items, 0)}, max_length=16)
     grid = time_grid(3, 3)
     with backbone.frozen():
-        statistics = collect_statistics(backbone, real_rows(inputs), steps_of(grid), False)
+        statistics = collect_statistics(
+            backbone, (batch for _, batch in unpadded_batches(inputs)), steps_of(grid), False
+        )
         covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
-        path = GaussianPath(BlockwiseMean(backbone, grid), covariance)
+        path = GaussianPath(BlockwiseMean(backbone), covariance, grid)
         table = MomentTable.of(linearise_all(path, backbone, inputs), NOISE)
     return backbone, inputs, path, table
 
 
 def _predict(texts, rows, inference, scales=NOISE, variance=True):
     backbone, inputs, path, table = texts
-    return path_predictions(
-        path, backbone, inputs.take(rows), Calibration(scales, 1.3, 0.0, table),
-        lambda proba: [proba.swapaxes(0, 1)],
-        inference=inference, n_samples=4, seed=0, variance=variance,
-    )  # fmt: skip
+    calibrated = CalibratedPath(path, Calibration(scales, 1.3, 0.0, table), inference, 4, 0)
+
+    def reduce(proba):
+        return [proba.swapaxes(0, 1)]
+
+    return calibrated.probabilities(backbone, inputs.take(rows), reduce, variance=variance)
 
 
 @pytest.mark.parametrize("inference", ["sampling", "moments", "mean"])
@@ -77,7 +81,7 @@ def test_padding_changes_no_path(texts):
             noise = PathNoise.of(path, 4, seed=0)
             end = propagate(noisy, backbone, inputs.batch([row]), noise)
             temperature = 1.3 * np.exp(NOISE.distance * float(end.distance[0]))
-            expected = torch.softmax(end.outcome[:, 0].double() / temperature, 1)
+            expected = torch.softmax(end.logits[:, 0].double() / temperature, 1)
             np.testing.assert_allclose(proba[row], expected, atol=1e-4)
             np.testing.assert_allclose(variance[row], end.variance[0], rtol=1e-3)
 
@@ -97,7 +101,7 @@ def test_familiarity_is_minus_the_mean_distance_of_what_steps_arrive_at(texts):
 
 @pytest.mark.parametrize("inference", ["moments", "mean"])
 def test_probabilities_alone_cost_no_distance_of_the_embedding(texts, inference, monkeypatch):
-    process, calls = texts[2].covariance.processes["0"], []
+    process, calls = texts[2].covariance.distances[0].process, []
     judge = process.forward
     monkeypatch.setattr(process, "forward", lambda *args: calls.append(1) or judge(*args))
     with_variance, _ = _predict(texts, np.arange(10), inference)
@@ -106,3 +110,54 @@ def test_probabilities_alone_cost_no_distance_of_the_embedding(texts, inference,
     (alone,) = _predict(texts, np.arange(10), inference, variance=False)
     assert not calls
     np.testing.assert_array_equal(alone, with_variance)
+
+
+def test_probabilities_are_reduced_over_paths_of_sum_one(texts):
+    backbone, inputs, path, table = texts
+    seen = []
+
+    def reduce(proba):
+        seen.append(proba)
+        return [proba.mean(0), proba.std(0).max(1)]
+
+    calibrated = CalibratedPath(path, Calibration(NOISE, 1.3, 0.0, table), "sampling", 6, 0)
+    mean, spread = calibrated.probabilities(backbone, inputs, reduce)
+    assert (mean.shape, spread.shape) == ((10, 2), (10,))
+    assert mean.dtype == spread.dtype == np.float64
+    assert spread.min() > 0
+    for proba in seen:
+        assert len(proba) == 6
+        np.testing.assert_allclose(proba.sum(2), 1, rtol=1e-15)
+    assert path.scales == NoiseScales()  # the path itself has no noise, whatever is predicted
+
+
+@pytest.mark.parametrize("inference", ["sampling", "moments"])
+def test_the_seed_chooses_the_draws(texts, inference):
+    backbone, inputs, path, table = texts
+
+    def predict(seed):
+        calibrated = CalibratedPath(path, Calibration(NOISE, 1.3, 0.0, table), inference, 4, seed)
+        return calibrated.probabilities(backbone, inputs, lambda proba: [proba.mean(0)])[0]
+
+    np.testing.assert_array_equal(predict(3), predict(3))
+    assert not np.array_equal(predict(3), predict(4))
+
+
+def test_the_mean_path_is_followed_by_its_mean_whatever_the_noise(texts):
+    noisy = _predict(texts, np.arange(10), "mean", NOISE, variance=False)
+    plain = _predict(texts, np.arange(10), "mean", NoiseScales(distance=0.1), variance=False)
+    np.testing.assert_array_equal(noisy, plain)
+
+
+def test_moments_widen_the_covariances_of_the_table_and_the_temperature(texts):
+    backbone, inputs, path, table = texts
+    (found,) = _predict(texts, np.arange(10), "moments", variance=False)
+    draws = moment_draws(2, 0)
+    with backbone.frozen(), torch.no_grad():
+        for row in range(10):
+            end = propagate(path.with_scales(NOISE), backbone, inputs.batch([row]))
+            logits = table.sample(end.logits[0], torch.exp(0.2 * end.distance), draws)
+            temperature = 1.3 * np.exp(0.1 * float(end.distance))
+            expected = torch.softmax(logits[:, 0] / temperature, -1)
+            np.testing.assert_allclose(found[row], expected, atol=1e-4)
+            assert abs(float(end.distance)) > 0.01

@@ -1,0 +1,92 @@
+"""Calling a model with its blocks stubbed out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from sklearn_diffuq._backbones.context import Batch, Call
+from sklearn_diffuq._backbones.discovery import call_model
+from sklearn_diffuq._backbones.freezing import lock_of
+from sklearn_diffuq.exceptions import BackboneError
+
+
+@dataclass
+class Cut:
+    """What is known about a model that can be cut.
+
+    ``slots`` says where each block takes the hidden state (position or keyword), ``extras`` how
+    many values it returns after it in a tuple (None: it returns the bare state).
+    """
+
+    path: str
+    slots: tuple[int | str, ...]
+    extras: tuple[int | None, ...]
+    width: int
+    n_outputs: int | None = None
+
+
+@contextmanager
+def replaced_forwards(
+    blocks: Sequence[nn.Module], forward_of: Callable[[int, Callable], Callable]
+) -> Iterator[None]:
+    """Replace the forward of block ``k`` by ``forward_of(k, original)`` within a context."""
+    kept = [vars(block).get("forward") for block in blocks]
+    try:
+        for k, block in enumerate(blocks):
+            vars(block)["forward"] = forward_of(k, block.forward)
+        yield
+    finally:
+        for block, forward in zip(blocks, kept, strict=True):
+            if forward is None:
+                vars(block).pop("forward", None)
+            else:  # the model's owner had replaced it already
+                vars(block)["forward"] = forward
+
+
+def call_stubbed(
+    module: nn.Module,
+    blocks: Sequence[nn.Module],
+    cut: Cut,
+    batch: Batch,
+    state: Callable[[int, tuple, dict[str, Any]], Tensor],
+) -> Any:
+    """Return the output of the model, with block k returning ``state(k, args, kwargs)``."""
+
+    def stub(k: int, original: Callable) -> Callable:
+        def forward(*args: Any, **kwargs: Any) -> Tensor | tuple:
+            h, n_extras = state(k, args, kwargs), cut.extras[k]
+            return h if n_extras is None else (h, *[None] * n_extras)
+
+        return forward
+
+    with lock_of(module), replaced_forwards(blocks, stub):
+        return call_model(module, batch)
+
+
+def record_calls(
+    module: nn.Module, blocks: Sequence[nn.Module], cut: Cut, batch: Batch
+) -> tuple[Tensor, tuple[Call, ...]]:
+    """Return the state that enters the first block, and the other arguments of every block."""
+    calls: list[Call] = []
+    states: list[Tensor] = []
+
+    def record(k: int, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        slot = cut.slots[k]
+        if isinstance(slot, int):
+            h, args = args[slot], args[:slot] + args[slot + 1 :]
+        else:
+            h = kwargs.pop(slot)
+        calls.append((args, kwargs))
+        states.append(h)
+        return h
+
+    call_stubbed(module, blocks, cut, batch, record)
+    if len(calls) != len(blocks):
+        raise BackboneError(
+            f"{type(module).__name__} called {len(calls)} of its {len(blocks)} blocks. In training "
+            "mode some models drop blocks at random: use frozen()."
+        )
+    return states[0], tuple(calls)

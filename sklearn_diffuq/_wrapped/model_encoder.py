@@ -1,0 +1,78 @@
+"""From what the user gives to what a pre-trained model reads."""
+
+import numpy as np
+from sklearn.utils.validation import validate_data
+
+from sklearn_diffuq._backbones.loading import ModelInputs
+from sklearn_diffuq._inputs.encoding import (
+    encode_images,
+    encode_mapping,
+    encode_table,
+    encode_text,
+    input_kind,
+)
+
+
+class ModelEncoder:
+    """Encode text, images, tables and mappings for a model.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Its configuration says what it can read.
+    preprocessor : tokenizer, callable or None
+        A tokenizer for text, a transform for images.
+    max_length : int or None
+        Longest text in tokens; None means the most that tokenizer and model can read.
+    """
+
+    def __init__(self, model, preprocessor, max_length):
+        self.name = type(model).__name__
+        self.reads = ModelInputs.of(model)
+        self.preprocessor, self.max_length = preprocessor, max_length
+
+    def fit_transform(self, owner, X):
+        """Return the samples as `EncodedInputs`; the features of a table are set on `owner`."""
+        return self._encode(owner, X, reset=True)
+
+    def transform(self, owner, X):
+        """Return the samples as `EncodedInputs`."""
+        return self._encode(owner, X, reset=False)
+
+    def _encode(self, owner, X, reset):
+        kind, reads = input_kind(X), self.reads
+        if kind == "mapping":
+            inputs = encode_mapping(X, reads.max_length, reads.pad_id or 0)
+        elif kind == "text":
+            inputs = encode_text(X, self._tokenizer(), self._longest_text(), reads.pad_id)
+        elif reads.kind == "text" or _is_tokenizer(self.preprocessor):
+            raise ValueError(
+                f"{self.name} reads text, but X is a {type(X).__name__} of {kind}. Give a "
+                "collection of str, or a mapping with `input_ids`."
+            )
+        elif reads.kind == "images" or kind == "images" or self.preprocessor is not None:
+            inputs = encode_images(X, self.preprocessor, reads.n_channels, reads.image_size)
+        else:
+            inputs = encode_table(validate_data(owner, X, reset=reset, dtype=np.float32))
+        if len(inputs) == 0:
+            raise ValueError("Found input with 0 sample(s) while a minimum of 1 is required.")
+        return inputs
+
+    def _tokenizer(self):
+        if not _is_tokenizer(self.preprocessor):
+            raise ValueError(
+                "X is text, but there is no tokenizer to read it: preprocessor is "
+                f"{self.preprocessor!r}. Pass `preprocessor=`, the model's tokenizer or the "
+                "directory to load it from."
+            )
+        return self.preprocessor
+
+    def _longest_text(self):
+        limits = (self.max_length, self.reads.max_length, self._tokenizer().model_max_length)
+        shortest = min(limit for limit in limits if limit is not None)
+        return shortest if shortest < 2**31 else None  # a tokenizer without a limit says 1e30
+
+
+def _is_tokenizer(preprocessor):
+    """Tell a tokenizer from an image transform, without importing transformers."""
+    return hasattr(preprocessor, "model_max_length")

@@ -1,0 +1,73 @@
+"""Moments summed over batches, against those of all rows at once in float64."""
+
+import pytest
+import torch
+from tiny_backbones import ALL
+
+from sklearn_diffuq._path.input_moments import MomentCollector, RunningMoments, linear_layers
+from sklearn_diffuq._path.statistics import collect_statistics
+from sklearn_diffuq._path.time_grid import steps_of, time_grid
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_running_moments_equal_those_of_all_rows(full):
+    x = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) + 3
+    moments = RunningMoments(full)
+    for part in x.split([1, 30, 19]):
+        moments.update(part)
+    covariance, second = torch.cov(x.double().T, correction=0), x.double().T @ x.double() / 50
+    if not full:
+        covariance, second = covariance.diagonal(), second.diagonal()
+    torch.testing.assert_close(moments.mean(), x.double().mean(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(moments.second_moment(), second, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(moments.covariance(), covariance.float(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_input_moments_equal_recorded_inputs_and_leave_no_hooks(name):
+    backbone, batch = ALL[name]()
+    grid = time_grid(backbone.n_blocks, backbone.n_blocks)
+    seen, block = [], backbone.blocks[1]
+    backbone.module.eval()
+    layer_name = {"vit": "mlp.fc1", "bert": "intermediate.dense", "gpt2": "mlp.c_fc"}[name]
+    handle = block.get_submodule(layer_name).register_forward_pre_hook(
+        lambda module, args: seen.append(args[0].detach().double())
+    )
+    moments = collect_statistics(backbone, [batch], steps_of(grid), with_moments=True).moments
+    handle.remove()
+    _, context = backbone.embed(batch)
+    x = seen[0].flatten(0, 1) if context.mask is None else seen[0][context.mask]
+    key = (1, f"{layer_name}.weight")
+    torch.testing.assert_close(moments.mean[key].double(), x.mean(0), atol=1e-5, rtol=1e-4)
+    expected = x.T @ x / len(x)
+    torch.testing.assert_close(moments.second[key].double(), expected, atol=1e-4, rtol=1e-4)
+    assert not any(m._forward_pre_hooks for m in backbone.module.modules())
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_linear_layers_are_named_with_their_input_axis(name):
+    backbone, _ = ALL[name]()
+    block = backbone.blocks[0]
+    found = list(linear_layers(block))
+    parameters = dict(block.named_parameters())
+    matrices = {k for k, v in parameters.items() if v.ndim == 2}
+    assert {weight for weight, _, _, _ in found} == matrices
+    for weight, bias, module, axis in found:
+        assert parameters[weight] is module.weight
+        assert parameters[bias] is module.bias
+        assert parameters[bias].shape[0] == module.weight.shape[1 - axis]
+        assert axis == (0 if name == "gpt2" else 1)
+
+
+def test_hooks_are_removed_after_an_error():
+    backbone, batch = ALL["vit"]()
+    wrong = {"x": batch["x"][:, :, :7]}
+
+    def hooks():
+        return [m for m in backbone.module.modules() if m._forward_pre_hooks]
+
+    with MomentCollector(backbone.blocks):
+        assert hooks()
+    with pytest.raises(AssertionError, match="Input height"):
+        collect_statistics(backbone, [wrong], ((0, 1),), with_moments=True)
+    assert not hooks()
