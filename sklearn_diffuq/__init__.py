@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> object:
     """Import a public name on first use (PEP 562)."""
     if name in _NAMES:
         return getattr(import_module(_NAMES[name]), name)
@@ -70,6 +70,6 @@ def __getattr__(name):
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def __dir__():
+def __dir__() -> list[str]:
     """List the public names, imported or not."""
     return sorted({*globals(), *__all__})

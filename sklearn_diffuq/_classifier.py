@@ -15,10 +15,10 @@ from sklearn_diffuq._inputs.rows import (
     safe_indexing,
 )
 from sklearn_diffuq._path.time_grid import step_counts
-from sklearn_diffuq._persistence.save_and_load import PersistenceMixin
+from sklearn_diffuq._persistence.mixin import PersistenceMixin
 from sklearn_diffuq._predictions import PredictionMixin
-from sklearn_diffuq._training.options import LoopOptions
-from sklearn_diffuq._transition.options import TrainingOptions
+from sklearn_diffuq._training.loop_options import LoopOptions
+from sklearn_diffuq._transition.training_options import TrainingOptions
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
 from sklearn_diffuq._wrapped.wrap import check_precision, choose_readout, fit_wrapped, label
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.context import Batch
-from sklearn_diffuq._calibration.calibrate import Calibrator, Reference
+from sklearn_diffuq._calibration.calibrator import Calibrator, Reference
 from sklearn_diffuq._fitted_path import FittedPath
 from sklearn_diffuq._inputs.batching import unpadded_batches
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
@@ -25,7 +25,6 @@ from sklearn_diffuq._path.statistics import PathStatistics, collect_statistics, 
 from sklearn_diffuq._path.time_grid import Grid, steps_of, time_grid
 from sklearn_diffuq._transition.closed_form_start import unified_transition
 from sklearn_diffuq._transition.objective import PathObjective
-from sklearn_diffuq._transition.options import TrainingOptions
 from sklearn_diffuq._transition.rank import (
     ACCURACY_MARGIN,
     choose_rank,
@@ -33,6 +32,7 @@ from sklearn_diffuq._transition.rank import (
     standard_error,
 )
 from sklearn_diffuq._transition.train import train_transition
+from sklearn_diffuq._transition.training_options import TrainingOptions
 from sklearn_diffuq._transition.unified_transition import UnifiedTransition
 from sklearn_diffuq.exceptions import CalibrationWarning
 

@@ -6,8 +6,8 @@ from types import MappingProxyType
 from typing import Any
 
 from sklearn_diffuq._backbones.backbone import Backbone
-from sklearn_diffuq._calibration.calibrated_path import CalibratedPath
 from sklearn_diffuq._calibration.calibration import Calibration
+from sklearn_diffuq._calibration.predict import CalibratedPath
 from sklearn_diffuq._path.attention_covariance import AttentionVariance
 from sklearn_diffuq._path.covariance import StateCovariance
 from sklearn_diffuq._path.distance import GaussianProcessVariance, StateProcess

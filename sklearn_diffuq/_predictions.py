@@ -4,7 +4,7 @@ import numpy as np
 from sklearn.utils import Bunch, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_diffuq._calibration.calibrated_path import familiarity
+from sklearn_diffuq._calibration.predict import familiarity
 from sklearn_diffuq._path.time_grid import step_counts
 from sklearn_diffuq._wrapped.from_probabilities import FromProbabilities
 from sklearn_diffuq.metrics import uncertainty_decomposition

@@ -30,7 +30,7 @@ from sklearn_diffuq import (
     _fit_path,
     diffusion_step_curve,
 )
-from sklearn_diffuq._calibration import calibrate
+from sklearn_diffuq._calibration import calibrator as calibrator_module
 from sklearn_diffuq._calibration.calibration import Calibration
 from sklearn_diffuq._fitted_path import FittedPath
 from sklearn_diffuq._inputs.table_encoder import TableEncoder
@@ -319,7 +319,7 @@ def test_one_seed_gives_one_answer(wrapped, table):
 @pytest.mark.parametrize("then", [{"inference": "mean"}, {"inference": "sampling", "n_samples": 4}])
 def test_inference_can_be_set_after_fit(wrapped, table, then, monkeypatch):
     noisy = Calibration(NoiseScales(0.5, 0.2, 0.1), 1.0, 0.0)
-    monkeypatch.setattr(calibrate, "fit_noise", lambda *args, **kwargs: noisy)
+    monkeypatch.setattr(calibrator_module, "fit_noise", lambda *args, **kwargs: noisy)
     clf = _fit(wrapped, table, transition="blockwise").set_params(**then)
     fitted_for_it = _fit(wrapped, table, transition="blockwise", **then)
     assert clf.calibration_["moments"] is noisy

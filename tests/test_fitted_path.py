@@ -15,7 +15,8 @@ from torch import nn
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._calibration.calibration import Calibration
 from sklearn_diffuq._fitted_path import FittedPath
-from sklearn_diffuq._inputs.encoded_inputs import Dense, EncodedInputs
+from sklearn_diffuq._inputs.columns import Dense
+from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
 from sklearn_diffuq._path.attention_covariance import attention_covariance
 from sklearn_diffuq._path.covariance import NO_NOISE, NoiseScales, StateCovariance, fit_covariance
 from sklearn_diffuq._path.distance import GaussianProcessVariance, StateDistance
@@ -24,7 +25,7 @@ from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.statistics import collect_statistics
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
 from sklearn_diffuq._propagation.margin_table import MomentTable
-from sklearn_diffuq._propagation.noise import PathNoise
+from sklearn_diffuq._propagation.path_noise import PathNoise
 from sklearn_diffuq._propagation.propagate import propagate
 from sklearn_diffuq._state import State
 from sklearn_diffuq._transition.closed_form_start import shared_groups, unified_transition
@@ -270,7 +271,7 @@ def test_a_number_of_steps_that_was_not_fitted_is_unknown():
         fitted.on(2)
 
 
-@pytest.mark.parametrize("module", ["_predictions", "_fitted_path", "_calibration.calibrated_path"])
+@pytest.mark.parametrize("module", ["_predictions", "_fitted_path", "_calibration.predict"])
 def test_predictions_load_no_training_code(module):
     code = f"import sys, sklearn_diffuq.{module}; print('skorch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

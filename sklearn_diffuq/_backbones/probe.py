@@ -4,18 +4,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from sklearn_diffuq._backbones.context import Batch, Call
+from sklearn_diffuq._backbones.context import Batch, Call, Context
 from sklearn_diffuq._backbones.cut import Cut, replaced_forwards
 from sklearn_diffuq._backbones.discovery import call_model, describe_candidates, read_logits
 from sklearn_diffuq.exceptions import BackboneError
-
-if TYPE_CHECKING:
-    from sklearn_diffuq._backbones.backbone import Backbone
 
 Refused: TypeAlias = Callable[..., BackboneError]  # of a reason and a way out
 
@@ -36,6 +33,19 @@ class Trace:
     outputs: list[Any]
     mutates: list[bool]
     logits: Tensor | None
+
+
+class CutModel(Protocol):
+    """What a cut has to offer in order to be checked; a `Backbone` does."""
+
+    module: nn.Module
+    custom_readout: nn.Module | None
+
+    def embed(self, batch: Batch) -> tuple[Tensor, Context]: ...
+
+    def block(self, k: int, h: Tensor, context: Context) -> Tensor: ...
+
+    def native_readout(self, h: Tensor, context: Context) -> Tensor: ...
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -123,7 +133,7 @@ def check_trace(module: nn.Module, trace: Trace, batch: Batch) -> Cut:
     )
 
 
-def check_replay(backbone: "Backbone", batch: Batch, trace: Trace) -> int | None:
+def check_replay(backbone: CutModel, batch: Batch, trace: Trace) -> int | None:
     """Refuse the model unless the cut repeats the trace exactly; return the number of outputs."""
     refused = partial(refusal, backbone.module, trace.path)
     more = "are needed for more than their state"

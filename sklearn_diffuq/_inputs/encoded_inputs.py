@@ -4,102 +4,15 @@ Nothing of size samples x tokens or samples x pixels is ever built: token ids st
 transforms run per batch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-
-class Column(Protocol):
-    """One model input of all samples."""
-
-    @property
-    def lengths(self) -> np.ndarray | None:
-        """Token count of each sample, None unless it is ragged text."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def take(self, rows: np.ndarray) -> "Column":
-        """Return the given rows, in the given order."""
-        ...
-
-    def tensor(self, rows: np.ndarray, length: int | None) -> Tensor:
-        """Return the given rows as a tensor, ragged text padded to `length` tokens."""
-        ...
-
-
-class Dense:
-    """Rows of one array; floats become float32 and integers int64 when a batch is made."""
-
-    lengths: np.ndarray | None = None
-
-    def __init__(self, array: np.ndarray, scale: float | None = None) -> None:
-        self.array, self.scale = array, scale
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def take(self, rows: np.ndarray) -> "Dense":
-        return Dense(self.array[rows], self.scale)
-
-    def tensor(self, rows: np.ndarray, length: int | None) -> Tensor:
-        values = self.array[rows]
-        kinds = {"f": np.float32, "u": np.int64, "i": np.int64, "b": np.bool_}
-        tensor = torch.from_numpy(values.astype(kinds[values.dtype.kind], order="C"))
-        return tensor if self.scale is None else tensor * self.scale
-
-
-class Ragged:
-    """Rows of different lengths, padded on the right when a batch is made."""
-
-    def __init__(self, items: list[np.ndarray], pad: int) -> None:
-        self.items, self.pad = items, pad
-        self.lengths = np.fromiter((len(item) for item in items), dtype=np.int64, count=len(items))
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def take(self, rows: np.ndarray) -> "Ragged":
-        return Ragged([self.items[i] for i in rows], self.pad)
-
-    def tensor(self, rows: np.ndarray, length: int | None) -> Tensor:
-        length = max(len(self.items[i]) for i in rows) if length is None else length
-        padded = np.full((len(rows), length), self.pad, dtype=np.int64)
-        for out, i in zip(padded, rows):
-            out[: len(self.items[i])] = self.items[i]
-        return torch.from_numpy(padded)
-
-
-class Images:
-    """Images turned into pixels one by one, when a batch is made."""
-
-    lengths: np.ndarray | None = None
-
-    def __init__(self, items: Sequence[Any] | np.ndarray, transform: Callable) -> None:
-        self.items, self.transform = items, transform
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def take(self, rows: np.ndarray) -> "Images":
-        return Images([self.items[i] for i in rows], self.transform)
-
-    def tensor(self, rows: np.ndarray, length: int | None) -> Tensor:
-        # one image at a time: the pixels of a row must not depend on its neighbours
-        return torch.stack([pixels_of(self.items[i], self.transform) for i in rows])
-
-
-def pixels_of(item: Any, transform: Any) -> Tensor:
-    """Apply a callable, or a Hugging Face image processor, to one image."""
-    if hasattr(transform, "preprocess"):
-        return transform(images=item, return_tensors="pt")["pixel_values"][0].float()
-    pixels = transform(item)
-    return (pixels if isinstance(pixels, torch.Tensor) else torch.as_tensor(pixels)).float()
+from sklearn_diffuq._inputs.columns import Column
 
 
 class EncodedInputs:

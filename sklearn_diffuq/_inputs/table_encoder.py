@@ -4,14 +4,36 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator
 from sklearn.preprocessing import OrdinalEncoder, QuantileTransformer
 from sklearn.utils import assert_all_finite, check_array
 from sklearn.utils.validation import validate_data
 
+from sklearn_diffuq._inputs.columns import Column, Dense
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
-from sklearn_diffuq._inputs.encoding import encode_table
 from sklearn_diffuq._state import State, plain
+
+
+def encode_table(x_num: ArrayLike, x_cat: ArrayLike | None = None) -> EncodedInputs:
+    """Encode a numeric table, and the codes of categorical columns beside it.
+
+    Parameters
+    ----------
+    x_num : ndarray of shape (n_rows, n_numeric)
+        Numbers; they become float32 in a batch.
+    x_cat : ndarray of shape (n_rows, n_categorical), default=None
+        Integer codes of categories.
+
+    Returns
+    -------
+    inputs : EncodedInputs
+        Batches with ``x_num`` and, where given, ``x_cat``.
+    """
+    columns: dict[str, Column] = {"x_num": Dense(np.asarray(x_num, dtype=np.float32))}
+    if x_cat is not None:
+        columns["x_cat"] = Dense(np.asarray(x_cat, dtype=np.int32))
+    return EncodedInputs(columns)
 
 
 class TableEncoder:

@@ -14,7 +14,7 @@ from sklearn_diffuq._path.gaussian import GaussianTransition, tile
 from sklearn_diffuq._path.mean import Mean
 from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.time_grid import Grid, steps_of
-from sklearn_diffuq._propagation.noise import PathNoise
+from sklearn_diffuq._propagation.path_noise import PathNoise
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from sklearn_diffuq._inputs.batching import training_batches, unpadded_batches
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._training.loop import train_module
-from sklearn_diffuq._training.options import LoopOptions
+from sklearn_diffuq._training.loop_options import LoopOptions
 
 Losses: TypeAlias = Callable[[dict[str, Tensor], Tensor], Tensor]  # (batch, y) -> one per sample
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sklearn_diffuq._training.options import LoopOptions
+from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._training.seeds import own_torch_seed
 
 BatchLoss = Callable[[np.ndarray, int, torch.Generator], dict[str, torch.Tensor]]

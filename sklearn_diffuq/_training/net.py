@@ -9,7 +9,7 @@ import skorch
 import torch
 from skorch.callbacks import EpochTimer, GradientNormClipping, PassthroughScoring, PrintLog
 
-from sklearn_diffuq._training.options import LoopOptions
+from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._training.weights import BestWeights, MovingAverage
 
 WARMUP = 0.05  # share of all steps over which the learning rate rises

@@ -24,7 +24,7 @@ from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.perturbation import Perturbation
 from sklearn_diffuq._path.time_grid import Grid, steps_of
 from sklearn_diffuq._propagation.propagate import tile_batch
-from sklearn_diffuq._transition.options import TrainingOptions
+from sklearn_diffuq._transition.training_options import TrainingOptions
 from sklearn_diffuq._transition.unified_transition import UnifiedTransition
 
 STAGES = (0.25, 0.35)  # shares of the epochs at which stage A and stage B end

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_diffuq._backbones.backbone import Backbone
-from sklearn_diffuq._calibration.calibrate import Reference
+from sklearn_diffuq._calibration.calibrator import Reference
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.rows import random_rows
 from sklearn_diffuq._path.input_moments import InputMoments

@@ -16,7 +16,7 @@ from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.rows import check_labels, class_indices, stratified_split
 from sklearn_diffuq._inputs.table_encoder import TableEncoder
 from sklearn_diffuq._training.classification import cross_entropy, fit_classifier
-from sklearn_diffuq._training.options import LoopOptions
+from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._training.seeds import own_torch_seed
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier, resolve_device
 

@@ -4,13 +4,11 @@ import numpy as np
 from sklearn.utils.validation import validate_data
 
 from sklearn_diffuq._backbones.loading import ModelInputs
-from sklearn_diffuq._inputs.encoding import (
-    encode_images,
-    encode_mapping,
-    encode_table,
-    encode_text,
-    input_kind,
-)
+from sklearn_diffuq._inputs.encode_images import encode_images
+from sklearn_diffuq._inputs.encode_mapping import encode_mapping
+from sklearn_diffuq._inputs.encode_text import encode_text
+from sklearn_diffuq._inputs.input_kind import input_kind
+from sklearn_diffuq._inputs.table_encoder import encode_table
 
 
 class ModelEncoder:

@@ -19,7 +19,7 @@ from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.rows import check_labels, class_indices
 from sklearn_diffuq._state import State
 from sklearn_diffuq._training.classification import cross_entropy, fit_classifier
-from sklearn_diffuq._training.options import LoopOptions
+from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier, resolve_device
 from sklearn_diffuq._wrapped.model_encoder import ModelEncoder
 from sklearn_diffuq.exceptions import ReadoutWarning

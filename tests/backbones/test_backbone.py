@@ -13,7 +13,7 @@ from sklearn.base import clone
 from torch import nn
 
 from sklearn_diffuq._backbones.backbone import Backbone
-from sklearn_diffuq._inputs.encoding import encode_mapping
+from sklearn_diffuq._inputs.encode_mapping import encode_mapping
 from sklearn_diffuq._state import State
 from sklearn_diffuq.exceptions import BackboneError
 

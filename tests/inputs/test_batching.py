@@ -10,7 +10,8 @@ from sklearn_diffuq._inputs.batching import (
     training_batches,
     unpadded_batches,
 )
-from sklearn_diffuq._inputs.encoding import encode_mapping, encode_table
+from sklearn_diffuq._inputs.encode_mapping import encode_mapping
+from sklearn_diffuq._inputs.table_encoder import encode_table
 
 
 def test_take_keeps_order_and_repeats():

@@ -4,7 +4,10 @@ import pytest
 import torch
 from skorch.helper import SliceDict
 
-from sklearn_diffuq._inputs.encoding import encode_images, encode_mapping, encode_text, input_kind
+from sklearn_diffuq._inputs.encode_images import encode_images
+from sklearn_diffuq._inputs.encode_mapping import encode_mapping
+from sklearn_diffuq._inputs.encode_text import encode_text
+from sklearn_diffuq._inputs.input_kind import input_kind
 
 
 class WordTokenizer:

@@ -12,7 +12,8 @@ from scipy.stats import norm
 from tiny_backbones import ALL
 
 from sklearn_diffuq._backbones.backbone import Backbone
-from sklearn_diffuq._inputs.encoded_inputs import Dense, EncodedInputs
+from sklearn_diffuq._inputs.columns import Dense
+from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
 from sklearn_diffuq._path.covariance import NoiseScales, fit_covariance
 from sklearn_diffuq._path.distance import widening
 from sklearn_diffuq._path.mean import BlockwiseMean
@@ -26,7 +27,7 @@ from sklearn_diffuq._propagation.linearised import (
     moment_draws,
 )
 from sklearn_diffuq._propagation.margin_table import MomentTable
-from sklearn_diffuq._propagation.noise import PathNoise
+from sklearn_diffuq._propagation.path_noise import PathNoise
 from sklearn_diffuq._propagation.propagate import propagate
 
 

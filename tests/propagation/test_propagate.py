@@ -7,14 +7,15 @@ import pytest
 import torch
 from tiny_backbones import ALL
 
-from sklearn_diffuq._inputs.encoded_inputs import Dense, EncodedInputs
+from sklearn_diffuq._inputs.columns import Dense
+from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
 from sklearn_diffuq._path.covariance import NoiseScales, StateCovariance, fit_covariance
 from sklearn_diffuq._path.gaussian import GaussianTransition, tile
 from sklearn_diffuq._path.mean import BlockwiseMean
 from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.statistics import collect_statistics
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
-from sklearn_diffuq._propagation.noise import PathNoise
+from sklearn_diffuq._propagation.path_noise import PathNoise
 from sklearn_diffuq._propagation.propagate import (
     follow_mean,
     follow_samples,

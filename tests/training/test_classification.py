@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
-from sklearn_diffuq._inputs.encoding import encode_table
+from sklearn_diffuq._inputs.table_encoder import encode_table
 from sklearn_diffuq._training.classification import cross_entropy, fit_classifier
-from sklearn_diffuq._training.options import LoopOptions
+from sklearn_diffuq._training.loop_options import LoopOptions
 
 WEIGHT = [2.0, 1, 1, 3, 1, 1]
 REPEATED = [0, 0, 1, 2, 3, 3, 3, 4, 5]  # each row as often as its weight says

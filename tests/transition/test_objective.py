@@ -12,7 +12,7 @@ from sklearn_diffuq._path.covariance import NO_NOISE, NoiseScales, fit_covarianc
 from sklearn_diffuq._path.mean import BlockwiseMean
 from sklearn_diffuq._path.statistics import collect_statistics
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
-from sklearn_diffuq._training.options import LoopOptions
+from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._transition import objective as objective_module
 from sklearn_diffuq._transition.closed_form_start import unified_transition
 from sklearn_diffuq._transition.objective import (
@@ -21,7 +21,7 @@ from sklearn_diffuq._transition.objective import (
     PathObjective,
     rolled_out_r2,
 )
-from sklearn_diffuq._transition.options import TrainingOptions
+from sklearn_diffuq._transition.training_options import TrainingOptions
 
 
 class _Batch(EncodedInputs):

@@ -5,7 +5,7 @@ from scipy.special import expit, softmax
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.ft_transformer import FTTransformer
-from sklearn_diffuq._inputs.encoding import encode_table
+from sklearn_diffuq._inputs.table_encoder import encode_table
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier, resolve_device
 
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 from tiny_backbones import ALL
 
-from sklearn_diffuq._calibration.calibrated_path import CalibratedPath, familiarity
 from sklearn_diffuq._calibration.calibration import Calibration
+from sklearn_diffuq._calibration.predict import CalibratedPath, familiarity
 from sklearn_diffuq._inputs.batching import unpadded_batches
-from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs, Ragged
+from sklearn_diffuq._inputs.columns import Ragged
+from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
 from sklearn_diffuq._path.covariance import NoiseScales, fit_covariance
 from sklearn_diffuq._path.mean import BlockwiseMean
 from sklearn_diffuq._path.path import GaussianPath
@@ -16,7 +17,7 @@ from sklearn_diffuq._path.statistics import collect_statistics
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
 from sklearn_diffuq._propagation.linearised import linearise_all, moment_draws
 from sklearn_diffuq._propagation.margin_table import MomentTable
-from sklearn_diffuq._propagation.noise import PathNoise
+from sklearn_diffuq._propagation.path_noise import PathNoise
 from sklearn_diffuq._propagation.propagate import propagate
 
 NOISE = NoiseScales(0.3, 0.2, 0.1)

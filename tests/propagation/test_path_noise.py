@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sklearn_diffuq._propagation.noise import PathNoise
+from sklearn_diffuq._propagation.path_noise import PathNoise
 
 
 @pytest.mark.parametrize("n_paths", [1, 2, 5, 16])

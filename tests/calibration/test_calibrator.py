@@ -10,12 +10,13 @@ import torch
 from known_laws import NoisyMargins
 from tiny_backbones import ALL
 
-from sklearn_diffuq._calibration import calibrate
-from sklearn_diffuq._calibration.calibrate import MIN_NOISE_ROWS, Calibrator
+from sklearn_diffuq._calibration import calibrator as calibrator_module
 from sklearn_diffuq._calibration.calibration import Calibration
+from sklearn_diffuq._calibration.calibrator import MIN_NOISE_ROWS, Calibrator
 from sklearn_diffuq._calibration.temperature import fit_temperature
 from sklearn_diffuq._inputs.batching import unpadded_batches
-from sklearn_diffuq._inputs.encoded_inputs import Dense, EncodedInputs, LabelledInputs, Ragged
+from sklearn_diffuq._inputs.columns import Dense, Ragged
+from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs, LabelledInputs
 from sklearn_diffuq._path.covariance import NO_NOISE, NoiseScales, fit_covariance
 from sklearn_diffuq._path.mean import BlockwiseMean
 from sklearn_diffuq._path.path import GaussianPath
@@ -34,12 +35,12 @@ def test_paths_get_the_noise_that_is_best_for_many_of_them(monkeypatch):
         return SimpleNamespace(logits=logits * torch.exp(distance)[:, None], distance=distance)
 
     held_out = SimpleNamespace(inputs=None, y=path.y, weight=None)
-    monkeypatch.setattr(calibrate, "propagate_all", propagate_all)
+    monkeypatch.setattr(calibrator_module, "propagate_all", propagate_all)
     monkeypatch.setattr(Calibrator, "noise_part", held_out)
-    monkeypatch.setattr(calibrate, "PathNoise", SimpleNamespace(of=lambda *args: True))
+    monkeypatch.setattr(calibrator_module, "PathNoise", SimpleNamespace(of=lambda *args: True))
     found = Calibrator(None, held_out, True, 0)._sampling(path, NoiseScales(1.0, 0.0, 1.0))
     few, many = {}, {}
-    for factor in (0.0, *calibrate.SHRINKAGE):
+    for factor in (0.0, *calibrator_module.SHRINKAGE):
         path.with_scales(NoiseScales(factor))
         temperature, few[factor] = fit_temperature(path.draw(8), path.y)
         many[factor] = path.exact_nll(temperature)
@@ -54,9 +55,9 @@ def test_paths_are_tried_on_random_rows_of_sorted_data_with_draws_of_their_own(m
     y = torch.arange(90) // 30
     same = x[:1].expand_as(x).numpy()  # only draws can make the rows differ
     held_out = LabelledInputs(EncodedInputs({"x": Dense(same)}), y, torch.ones(90))
-    monkeypatch.setattr(calibrate, "MAX_NOISE_ROWS", 20)
+    monkeypatch.setattr(calibrator_module, "MAX_NOISE_ROWS", 20)
     noisy = Calibration(NoiseScales(0.1, 0.1, 0.2), 1.0, 0.0)
-    monkeypatch.setattr(calibrate, "fit_noise", lambda *args, **kwargs: noisy)
+    monkeypatch.setattr(calibrator_module, "fit_noise", lambda *args, **kwargs: noisy)
     seen, drawn = [], []
 
     def spy(logits, y, weight=None):
@@ -64,7 +65,7 @@ def test_paths_are_tried_on_random_rows_of_sorted_data_with_draws_of_their_own(m
         drawn.append(logits)
         return fit_temperature(logits, y, weight)
 
-    monkeypatch.setattr(calibrate, "fit_temperature", spy)
+    monkeypatch.setattr(calibrator_module, "fit_temperature", spy)
     grid = time_grid(4, 2)
     with backbone.frozen():
         statistics = collect_statistics(backbone, [{"x": x}], steps_of(grid), False)
@@ -74,7 +75,7 @@ def test_paths_are_tried_on_random_rows_of_sorted_data_with_draws_of_their_own(m
         calibrator.calibrate(path, calibrator.reference(path))
     assert [len(part) for part in seen] == [90, 20, 20, 20, 20]
     assert torch.equal(torch.unique(seen[1]), torch.arange(3))
-    assert drawn[-1].shape[:2] == (calibrate.N_SAMPLED, 20)
+    assert drawn[-1].shape[:2] == (calibrator_module.N_SAMPLED, 20)
     assert not torch.allclose(drawn[-1][:, 0], drawn[-1][:, -1])
 
 
@@ -105,7 +106,7 @@ def _held_out(name, n):
 
 @pytest.fixture
 def few_noise_rows(monkeypatch):
-    monkeypatch.setattr(calibrate, "MAX_NOISE_ROWS", 40)
+    monkeypatch.setattr(calibrator_module, "MAX_NOISE_ROWS", 40)
 
 
 def _rows_of(batch):
@@ -208,14 +209,14 @@ def test_perturbed_copies_are_made_where_the_distance_may_count(
     distance, few_noise_rows, monkeypatch
 ):
     backbone, path, held_out, _ = _held_out("vit", 70)
-    monkeypatch.setattr(calibrate, "MAX_PERTURBED_ROWS", 15)
+    monkeypatch.setattr(calibrator_module, "MAX_PERTURBED_ROWS", 15)
     fitted = []
 
     def fit_noise(clean, perturbed, **options):
         fitted.append((clean, perturbed, options))
         return Calibration(NO_NOISE, 1.0, 0.0)
 
-    monkeypatch.setattr(calibrate, "fit_noise", fit_noise)
+    monkeypatch.setattr(calibrator_module, "fit_noise", fit_noise)
     calibrator = Calibrator(backbone, held_out, distance, 3)
     with backbone.frozen():
         reference = calibrator.reference(path)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sklearn_diffuq._training.options import LoopOptions
+from sklearn_diffuq._training.loop_options import LoopOptions
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from sklearn_diffuq._path.covariance import NoiseScales
 from sklearn_diffuq._path.distance import widening
 from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._propagation.linearised import moment_draws
-from sklearn_diffuq._propagation.noise import PathNoise
+from sklearn_diffuq._propagation.path_noise import PathNoise
 from sklearn_diffuq._propagation.propagate import follow_mean, propagate
 
 Reduce = Callable[[np.ndarray], list[np.ndarray]]

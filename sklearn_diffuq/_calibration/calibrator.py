@@ -20,7 +20,7 @@ from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.perturbation import Perturbation
 from sklearn_diffuq._path.time_grid import Grid
 from sklearn_diffuq._propagation.linearised import LinearisedPath, linearise_all
-from sklearn_diffuq._propagation.noise import PathNoise
+from sklearn_diffuq._propagation.path_noise import PathNoise
 from sklearn_diffuq._propagation.propagate import mean_logits, propagate_all
 
 MIN_NOISE_ROWS = 30  # fewer held-out samples fit a temperature only

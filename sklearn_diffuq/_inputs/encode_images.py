@@ -1,0 +1,115 @@
+"""Images -> pixels of shape (channels, height, width)."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils import assert_all_finite
+
+from sklearn_diffuq._inputs.columns import Dense, Images, pixels_of
+from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+
+
+def encode_images(
+    X: Any,
+    transform: Callable | None = None,
+    n_channels: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+) -> EncodedInputs:
+    """Encode images as pixels of shape (n_channels, height, width).
+
+    Parameters
+    ----------
+    X : array or tensor of shape (n, C, H, W), (n, H, W, C) or (n, H, W), or list of images
+        Without `transform`, float values are taken as they are and uint8 values are divided by 255;
+        the channel axis is the one of size `n_channels`. PIL images need a `transform`.
+    transform : callable or Hugging Face image processor, default=None
+        Maps one image to an array or tensor of shape (C, H, W). It runs per batch, never for the
+        whole set.
+    n_channels : int, default=None
+        Channels that the model expects; None means unknown, and the array is not rearranged.
+    image_size : int or tuple of (int, int), default=None
+        Height and width in pixels that the model expects; None means any.
+
+    Returns
+    -------
+    inputs : EncodedInputs
+        Batches with ``pixel_values``.
+    """
+    if isinstance(X, torch.Tensor):
+        X = X.detach().cpu().numpy()
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if transform is not None:
+        items = X if hasattr(X, "ndim") else list(X)
+        if len(items):
+            _check_image_shape(
+                pixels_of(items[0], transform).shape, n_channels, size, "The transform"
+            )
+        return EncodedInputs({"pixel_values": Images(items, transform)})
+    array = _image_array(X)
+    assert_all_finite(array, input_name="X")
+    if n_channels is not None:
+        array = _channels_first(array, n_channels, size)
+        _check_image_shape(array.shape[1:], n_channels, size, "X")
+    scale = 1 / 255 if array.dtype == np.uint8 else None
+    return EncodedInputs({"pixel_values": Dense(array, scale)})
+
+
+def _image_array(X: Any) -> np.ndarray:
+    """Stack images given without a transform; PIL images are refused."""
+    if not hasattr(X, "ndim") or X.dtype == object:
+        items = list(X)
+        if any(hasattr(item, "convert") for item in items):
+            raise ValueError(
+                "Got PIL images without a transform. Pass `preprocessor=`, a callable that maps an "
+                "image to an array of shape (channels, height, width), or an image processor."
+            )
+        items = [np.asarray(item) for item in items]
+        shapes = sorted({item.shape for item in items})
+        if len(shapes) > 1:
+            raise ValueError(
+                f"Images have different shapes {shapes[:3]}. Pass `preprocessor=`, a callable that "
+                "resizes them."
+            )
+        X = np.stack(items)
+    array = np.asarray(X)
+    if array.dtype.kind not in "fuib":
+        raise ValueError(f"Images must be numbers, got an array of dtype {array.dtype}.")
+    return array
+
+
+def _channels_first(array: np.ndarray, n_channels: int, size: tuple[int, int] | None) -> np.ndarray:
+    """Return a view of shape (n, C, H, W); the channel axis is the one that fits the model."""
+    if array.ndim == 3 and n_channels == 1:
+        array = array[:, None]
+    if array.ndim != 4:
+        raise ValueError(
+            f"Images must be an array of shape (n, {n_channels}, height, width) or "
+            f"(n, height, width, {n_channels}), got shape {array.shape}."
+        )
+    first, last = array, array.transpose(0, 3, 1, 2)
+    fits = [view for view in (first, last) if view.shape[1] == n_channels]
+    if len(fits) == 2 and size is not None:
+        fits = [view for view in fits if view.shape[2:] == tuple(size)]
+    if len(fits) == 2:
+        raise ValueError(
+            f"Images of shape {array.shape}: axis 1 and axis 3 both have the {n_channels} channels "
+            "that the model expects. Pass `preprocessor=`, a callable that maps an image to an "
+            "array of shape (channels, height, width)."
+        )
+    return fits[0] if fits else first
+
+
+def _check_image_shape(
+    shape: Sequence[int], n_channels: int | None, size: tuple[int, int] | None, what: str
+) -> None:
+    """Raise unless one image has the shape that the model expects."""
+    bad_channels = n_channels is not None and (len(shape) != 3 or shape[0] != n_channels)
+    if bad_channels or (size is not None and tuple(shape[-2:]) != tuple(size)):
+        height, width = size or ("height", "width")
+        raise ValueError(
+            f"{what} gives images of shape {tuple(shape)}, but the model expects "
+            f"({'channels' if n_channels is None else n_channels}, {height}, {width}). Resize or "
+            "convert the images, for example in `preprocessor=`."
+        )

@@ -1,0 +1,78 @@
+"""Texts -> token ids, by a tokenizer."""
+
+from typing import Any
+
+import numpy as np
+
+from sklearn_diffuq._inputs.columns import Ragged
+from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+
+
+def encode_text(
+    X: Any, tokenizer: Any, max_length: int | None = None, pad_id: int | None = None
+) -> EncodedInputs:
+    """Tokenise text.
+
+    Parameters
+    ----------
+    X : list, tuple, 1-D array, Series or one-column DataFrame of str
+        The texts.
+    tokenizer : Hugging Face tokenizer
+        Token type ids are kept only if the tokenizer gives them.
+    max_length : int, default=None
+        Longer texts are cut at this number of tokens, special tokens included.
+    pad_id : int, default=None
+        Token id in padded places; None means the tokenizer's own, or its end-of-text token if it
+        has none. It only has to be valid: the attention mask hides it.
+
+    Returns
+    -------
+    inputs : EncodedInputs
+        Batches with ``input_ids`` and ``attention_mask``.
+    """
+    texts = _text_list(X)
+    if pad_id is None:
+        pad_id = getattr(tokenizer, "pad_token_id", None)
+    if pad_id is None:
+        pad_id = getattr(tokenizer, "eos_token_id", None)
+    if pad_id is None:
+        raise ValueError(
+            f"{type(tokenizer).__name__} has neither a padding nor an end-of-text token. "
+            "Set `tokenizer.pad_token`."
+        )
+    encoded = tokenizer(
+        texts, truncation=max_length is not None, max_length=max_length, return_attention_mask=False
+    )
+    columns = {}
+    for name, pad in (("input_ids", pad_id), ("token_type_ids", 0)):
+        if name in encoded:
+            columns[name] = Ragged([np.asarray(r, dtype=np.int32) for r in encoded[name]], pad)
+    lengths = columns["input_ids"].lengths
+    if (lengths == 0).any():
+        row = int(np.flatnonzero(lengths == 0)[0])
+        raise ValueError(
+            f"The text at row {row}, {texts[row]!r}, has no token. Remove empty texts, or use a "
+            "tokenizer that adds special tokens."
+        )
+    return EncodedInputs(columns, max_length)
+
+
+def _text_list(X: Any) -> list[str]:
+    """Return the texts as a list of str, or say which row is not one."""
+    if isinstance(X, str):
+        raise TypeError("Got one str where a collection of texts is expected. Use `[text]`.")
+    if getattr(X, "ndim", 1) == 2:
+        if X.shape[1] != 1:
+            raise ValueError(
+                f"Text has to be one column, but X has {X.shape[1]}. Select the column, for "
+                "example with `X['text']`."
+            )
+        X = X.iloc[:, 0] if hasattr(X, "iloc") else X[:, 0]
+    texts = X.tolist() if hasattr(X, "tolist") else list(X)
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"Every text must be a str, but row {row} is {text!r} of type "
+                f"{type(text).__name__}. Fill missing texts with '' or drop them."
+            )
+    return texts
