@@ -10,9 +10,9 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from sklearn_diffuq._fit_path import PathOptions, fit_path
 from sklearn_diffuq._inputs.rows import (
-    calibration_split,
+    check_calibration,
     check_rows,
-    safe_indexing,
+    hold_out,
 )
 from sklearn_diffuq._path.time_grid import step_counts
 from sklearn_diffuq._persistence.mixin import PersistenceMixin
@@ -20,7 +20,13 @@ from sklearn_diffuq._predictions import PredictionMixin
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._transition.training_options import TrainingOptions
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
-from sklearn_diffuq._wrapped.wrap import check_precision, choose_readout, fit_wrapped, label
+from sklearn_diffuq._wrapped.wrap import (
+    check_precision,
+    choose_readout,
+    copy_features,
+    fit_wrapped,
+    label,
+)
 
 WEIGHT_AVERAGE = 0.99  # decay of the moving average of the transition's weights
 
@@ -302,23 +308,15 @@ class DiffusionCalibratedClassifier(
         BackboneError
             If the model cannot be cut into embedding, blocks and readout, or is not in float32.
         """
-        if (X_calibration is None) != (y_calibration is None):
-            raise ValueError(
-                "X_calibration and y_calibration belong together: give both, or neither."
-            )
-        X, y, sample_weight = check_rows(X, y, sample_weight)
+        given = check_calibration(X_calibration, y_calibration)
+        rows = check_rows(X, y, sample_weight)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        if X_calibration is None:
-            train, held = calibration_split(y, self.validation_fraction, seed)
-            calibration = (safe_indexing(X, held), y[held], sample_weight[held])
-            X, y, sample_weight = safe_indexing(X, train), y[train], sample_weight[train]
-        else:
-            calibration = check_rows(X_calibration, y_calibration, None)
+        rows, held = (rows, given) if given else hold_out(rows, self.validation_fraction, seed)
         if isinstance(self.estimator, torch.nn.Module):
             check_precision(self.estimator)  # before it meets rows of another precision
-        wrapped, training = fit_wrapped(self, X, y, sample_weight, seed, self.memory)
+        wrapped, training = fit_wrapped(self, *rows, seed, self.memory)
         check_precision(wrapped.backbone_.module)
-        held_out = label(wrapped, *calibration)
+        held_out = label(wrapped, *held)
         wrapped = choose_readout(wrapped, self.readout, training)
         backbone = wrapped.backbone_
         with backbone.frozen():
@@ -360,14 +358,10 @@ class DiffusionCalibratedClassifier(
     def _set_fitted(self, wrapped, fitted):
         self.wrapped_, self._fitted = wrapped, fitted
         self.classes_ = wrapped.classes_
-        for name in ("n_features_in_", "feature_names_in_"):
-            vars(self).pop(name, None)  # of an earlier fit
-            if hasattr(wrapped, name):
-                setattr(self, name, getattr(wrapped, name))
-        blocks = wrapped.backbone_.blocks
+        copy_features(wrapped, self)
         self.transition_, self.covariance_ = fitted.path.mean, fitted.path.covariance
-        self.n_blocks_ = len(blocks)
-        self.n_block_parameters_ = sum(p.numel() for b in blocks for p in b.parameters())
+        self.n_blocks_ = wrapped.backbone_.n_blocks
+        self.n_block_parameters_ = wrapped.backbone_.n_block_parameters
         self.rank_, self.history_ = fitted.path.mean.rank, fitted.history
 
     def __sklearn_tags__(self):

@@ -1,6 +1,5 @@
 """Fitting a path: estimate it, fit one transition to it, calibrate it."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -34,6 +33,7 @@ from sklearn_diffuq._transition.rank import (
 from sklearn_diffuq._transition.train import train_transition
 from sklearn_diffuq._transition.training_options import TrainingOptions
 from sklearn_diffuq._transition.unified_transition import UnifiedTransition
+from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq.exceptions import CalibrationWarning
 
 MAX_STATISTICS_ROWS = 2048  # training rows of the one pass that estimates the path
@@ -151,7 +151,7 @@ def fit_transition(
     exact = {path.grid: replace(frozen, law=None)}
     if is_exact and rank is None:
         return transition.requires_grad_(False), exact, []
-    scales = calibrator.moments(path, frozen).scales
+    scales = calibrator.noise_scales(path, frozen)
     objective = PathObjective(
         backbone,
         transition,
@@ -239,12 +239,11 @@ def _warn_of_lost_accuracy(
         lost = lost_accuracy(reference.logits, frozen.logits, y)
         if float(lost.mean()) > max(ACCURACY_MARGIN, 2 * standard_error(lost)):
             right = (reference.logits.argmax(1) == y).double().mean()
-            warnings.warn(
+            warn_user(
                 f"The unified transition of {'full rank' if rank is None else f'rank {rank}'} is "
                 f"right on {100 * right:.1f}% of the held-out rows in {len(grid) - 1} step(s), "
                 f"{100 * lost.mean():.1f} points less than the wrapped model. Raise rank (None is "
                 "the wrapped model itself), n_steps or max_epochs, or use transition='blockwise', "
                 "which keeps the accuracy.",
                 CalibrationWarning,
-                stacklevel=3,
             )

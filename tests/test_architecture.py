@@ -28,6 +28,7 @@ ORDER = [
     "metrics",
     "datasets",
     "_state.py",
+    "_warnings.py",
     "_inputs",
     "_backbones",
     "_training",

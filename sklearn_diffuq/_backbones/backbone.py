@@ -67,8 +67,8 @@ class Backbone:
         Where the model is.
     n_outputs : int or None
         Number of logits, None without a head.
-    has_head : bool
-        Whether there are logits, native or from `readout`.
+    n_block_parameters : int
+        Number of parameters of the blocks.
 
     Raises
     ------
@@ -135,8 +135,8 @@ class Backbone:
         return self._probed().n_outputs if self.columns is None else len(self.columns)
 
     @property
-    def has_head(self) -> bool:
-        return self.n_outputs is not None
+    def n_block_parameters(self) -> int:
+        return sum(p.numel() for block in self.blocks for p in block.parameters())
 
     @property
     def device(self) -> torch.device:

@@ -120,19 +120,23 @@ class Calibrator:
         -------
         calibrations : dict from {"mean", "moments", "sampling"} to Calibration
         """
-        moments = self.moments(path, mean)
-        sampling = self._sampling(path, moments.scales) if moments.has_noise else moments
         constant = Calibration(NO_NOISE, mean.temperature, mean.nll)
+        if not len(self.noise_rows):
+            return dict.fromkeys(("mean", "moments", "sampling"), constant)
+        law = mean.law
+        if law is None:
+            law = linearise_all(path, self.backbone, self.noise_part.inputs)
+        moments = self._moments(path, law)
+        sampling = self._sampling(path, law, moments.scales) if moments.has_noise else moments
         return {"mean": constant, "moments": moments, "sampling": sampling}
 
-    def moments(self, path: GaussianPath, mean: Reference) -> Calibration:
+    def noise_scales(self, path: GaussianPath, mean: Reference) -> NoiseScales:
+        """Return the noise that the labels support on a path whose reference is linearised."""
+        return NO_NOISE if mean.law is None else self._moments(path, mean.law).scales
+
+    def _moments(self, path: GaussianPath, law: LinearisedPath) -> Calibration:
         """Fit noise scales and temperature of the linearised path."""
-        if not len(self.noise_rows):
-            return Calibration(NO_NOISE, mean.temperature, mean.nll)
-        part, law = self.noise_part, mean.law
-        if law is None:
-            law = linearise_all(path, self.backbone, part.inputs)
-        clean = LabelledLaw(law, part.y, part.weight)
+        clean = LabelledLaw(law, self.noise_part.y, self.noise_part.weight)
         perturbed = self._perturbed(path) if self.distance else None
         return fit_noise(clean, perturbed, distance=self.distance, seed=self.seed)
 
@@ -144,7 +148,7 @@ class Calibrator:
         law = linearise_all(path, self.backbone, some.inputs, perturb)
         return LabelledLaw(law, some.y, some.weight)
 
-    def _sampling(self, path: GaussianPath, unit: NoiseScales) -> Calibration:
+    def _sampling(self, path: GaussianPath, law: LinearisedPath, unit: NoiseScales) -> Calibration:
         """Return the best of the multiples `SHRINKAGE` of the scales `unit`, and of no noise.
 
         The linearised path overrates the noise that real paths need, so real ones are drawn here.
@@ -155,19 +159,15 @@ class Calibrator:
         """
         part = self.noise_part
         noise = PathNoise.of(path, N_SAMPLED, self.seed)
-        tried = []
-        for factor in (0.0, *SHRINKAGE):
+        without = law.logits.float() / widening(unit.distance, law.distance.float())[:, None]
+        fitted = fit_temperature(without[None], part.y, part.weight)
+        tried = [Calibration(NoiseScales(distance=unit.distance), *fitted)]
+        for factor in SHRINKAGE:
             scales = NoiseScales(factor * unit.shared, factor * unit.token, unit.distance)
-            end = propagate_all(
-                path.with_scales(scales),
-                self.backbone,
-                part.inputs,
-                noise if factor else None,
-                common=False,
-            )
+            scaled = path.with_scales(scales)
+            end = propagate_all(scaled, self.backbone, part.inputs, noise, common=False)
             logits = end.logits / widening(unit.distance, end.distance)[:, None]
-            temperature, nll = fit_temperature(logits, part.y, part.weight)
-            if factor:
-                nll = float(all_paths_nll(logits, part.y, temperature, part.weight))
+            temperature, _ = fit_temperature(logits, part.y, part.weight)
+            nll = float(all_paths_nll(logits, part.y, temperature, part.weight))
             tried.append(Calibration(scales, temperature, nll))
         return min(tried, key=lambda calibration: calibration.nll)

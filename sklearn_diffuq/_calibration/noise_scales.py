@@ -6,7 +6,6 @@ scales; its negative log-likelihood is cheap and smooth, and is minimised in flo
 away from the training data is fitted to perturbed copies of the samples too, with a small weight.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from sklearn_diffuq._calibration.temperature import effective_size, fit_temperat
 from sklearn_diffuq._path.covariance import NO_NOISE, NoiseScales
 from sklearn_diffuq._propagation.linearised import LinearisedPath, moment_draws
 from sklearn_diffuq._propagation.margin_table import MomentTable
+from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq.metrics._temperature import LOG_TEMPERATURE_BOUNDS
 
 PERTURBED_WEIGHTS = (0.3, 0.1, 0.03, 0.01, 0.0)  # of the perturbed copies' loss, to be tried
@@ -112,11 +112,10 @@ class Fit:
     def check_converged(self) -> "Fit":
         """Warn if the optimiser did not converge."""
         if not self.result.success:
-            warnings.warn(
+            warn_user(
                 f"The fit of the noise scales did not converge: {self.result.message} The best "
                 "scales found are used. Give more held-out rows, or use inference='mean'.",
                 ConvergenceWarning,
-                stacklevel=3,
             )
         return self
 

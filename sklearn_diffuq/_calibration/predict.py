@@ -82,7 +82,7 @@ class CalibratedPath:
             values = reduce(proba / proba.sum(2, keepdims=True))
             if variance:
                 values.append(end.variance.cpu().numpy())
-            return tuple(torch.from_numpy(np.ascontiguousarray(value)) for value in values)
+            return tuple(torch.from_numpy(np.array(value, order="C")) for value in values)
 
         with backbone.frozen(), torch.no_grad():
             n_paths = 1 if noise is None else self.n_samples
@@ -95,8 +95,9 @@ class CalibratedPath:
         return None
 
     def _draws(self) -> Tensor | None:
-        if self.calibration.table is not None and self.inference == "moments":
-            return moment_draws(self.calibration.table.covariance.shape[1], self.seed)
+        calibration = self.calibration
+        if calibration.has_noise and calibration.table and self.inference == "moments":
+            return moment_draws(calibration.table.covariance.shape[1], self.seed)
         return None
 
 

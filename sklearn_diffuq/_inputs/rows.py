@@ -1,6 +1,5 @@
 """Validating labels and weights, and choosing samples: splits, random subsets, indexing."""
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from sklearn.utils.validation import (
     column_or_1d,
 )
 
+from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq.exceptions import CalibrationWarning
 
 MIN_CALIBRATION_ROWS = 20
@@ -156,6 +156,26 @@ def stratified_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndar
     return np.setdiff1d(np.arange(len(y)), held), held
 
 
+Rows = tuple[Any, np.ndarray, np.ndarray]  # X, y and weights, as `check_rows` returns them
+
+
+def check_calibration(X: Any, y: ArrayLike | None) -> Rows | None:
+    """Return the held-out rows that `fit` was given, None if it was given none."""
+    if (X is None) != (y is None):
+        raise ValueError("X_calibration and y_calibration belong together: give both, or neither.")
+    return None if X is None else check_rows(X, y, None)
+
+
+def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
+    """Return the rows to train on and those to calibrate on; see `calibration_split`."""
+    X, y, weight = rows
+    train, held = (
+        (safe_indexing(X, part), y[part], weight[part])
+        for part in calibration_split(y, fraction, seed)
+    )
+    return train, held
+
+
 def calibration_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a `stratified_split` whose held-out part is not empty; warn where it is small."""
     train, held = stratified_split(y, fraction, seed)
@@ -166,12 +186,11 @@ def calibration_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.nda
             "validation_fraction, or X_calibration and y_calibration."
         )
     if len(held) < MIN_CALIBRATION_ROWS:
-        warnings.warn(
+        warn_user(
             f"Only {len(held)} rows are held out for calibration; fewer than "
             f"{MIN_CALIBRATION_ROWS} say little about temperature and noise. Give more rows, a "
             "larger validation_fraction, or X_calibration and y_calibration.",
             CalibrationWarning,
-            stacklevel=3,
         )
     return train, held
 

@@ -42,7 +42,7 @@ class BlockwiseMean:
 
     def n_parameters(self, grid: Grid) -> int:
         """Return the number of parameters of the blocks, whatever the grid."""
-        return sum(p.numel() for block in self.backbone.blocks for p in block.parameters())
+        return self.backbone.n_block_parameters
 
     def to_state(self) -> State:
         """Return nothing: the wrapped model has it all."""

@@ -36,10 +36,12 @@ class MovingAverage:
         """Return a context in which the module has the averaged weights."""
         live = [p.detach().clone() for p in self.parameters] if self.decay else []
         self.copy_to_module()
-        yield
-        with torch.no_grad():
-            for parameter, value in zip(self.parameters, live, strict=False):
-                parameter.copy_(value)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self.parameters, live, strict=False):
+                    parameter.copy_(value)
 
 
 class BestWeights:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_diffuq._backbones.backbone import Backbone
-from sklearn_diffuq._backbones.context import Batch, Context
+from sklearn_diffuq._backbones.context import Batch, Context, mean_over_tokens
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._path.covariance import NO_NOISE, NoiseScales, StateCovariance
 from sklearn_diffuq._path.gaussian import gaussian_kl, tile
@@ -161,8 +161,7 @@ class PathObjective:
             floor = torch.full_like(variance, VARIANCE_FLOOR)
             scale = unit.sqrt()
             kl = gaussian_kl(target / scale, floor, mean / scale, floor + variance).mean(2)
-            per_row = kl.mean(1) if mask is None else (kl * mask).sum(1) / mask.sum(1)
-            total = total + (per_row * weight).mean()
+            total = total + (mean_over_tokens(kl, mask) * weight).mean()
         return total / len(means)
 
     def _rolled_out(

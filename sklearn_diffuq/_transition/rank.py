@@ -51,19 +51,18 @@ def choose_rank(
     intervals = steps_of(grid)
     rows = random_rows(len(held_out), MAX_RANK_ROWS, seed)
     judged, frozen_logits = held_out.take(rows), frozen.logits[torch.from_numpy(rows)]
-    n_block_parameters = sum(p.numel() for b in backbone.blocks for p in b.parameters())
 
     def is_smaller(rank: int) -> bool:
         size = transition_size(backbone, intervals, rank, n_shared_blocks)
-        return size < n_block_parameters
+        return size < backbone.n_block_parameters
 
     def is_faithful(rank: int) -> bool:
         transition = unified_transition(backbone, intervals, rank, moments, n_shared_blocks)
         logits = mean_logits(transition, grid, backbone, judged.inputs)
         return within_margins(logits, frozen_logits, judged.y, frozen.temperature)
 
-    powers = range(2, max(3, backbone.width.bit_length()))
-    ranks = [2**i for i in powers if is_smaller(2**i)]
+    powers = [2**i for i in range(backbone.width.bit_length())]
+    ranks = [r for r in powers if r >= SMALLEST_RANK and is_smaller(r)]
     low, high = 0, len(ranks)  # the answer is in ranks[low:high], or full rank
     while low < high:
         middle = (low + high) // 2

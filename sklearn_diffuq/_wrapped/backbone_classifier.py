@@ -57,6 +57,7 @@ class BackboneClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         training : LabelledInputs
+            What `fit_encode` returns; all of them are fitted on.
         """
         backbone = self.backbone_
 
@@ -136,7 +137,13 @@ class BackboneClassifier(ClassifierMixin, BaseEstimator):
         return self.classes_[winners]
 
     def to_state(self):
-        """Return what a fitted classifier is restored from, as a `State`."""
+        """Return what the fitted classifier is restored from.
+
+        Returns
+        -------
+        state : State
+            Parameters, classes, cut and readout; the weights only if they are its own.
+        """
         config = {
             "class": type(self).__name__,
             "params": {name: plain(value) for name, value in self.get_params(deep=False).items()},
@@ -155,6 +162,11 @@ class BackboneClassifier(ClassifierMixin, BaseEstimator):
         ----------
         state : State
             What `to_state` returned.
+
+        Returns
+        -------
+        classifier : BackboneClassifier
+            Fitted; the original is not changed.
 
         Raises
         ------

@@ -179,12 +179,26 @@ class FTTransformerClassifier(BackboneClassifier):
         return self
 
     def fit_encode(self, X, y, sample_weight=None):
-        """Do what `fit` does, and return the training rows encoded.
+        """Fit the classifier and return the training rows as the model reads them.
+
+        Parameters
+        ----------
+        X : array-like or DataFrame of shape (n, n_features)
+            Training rows.
+        y : array-like of shape (n,)
+            Labels.
+        sample_weight : array-like of shape (n,), default=None
+            Weights of the rows; rows of weight zero are ignored.
 
         Returns
         -------
         training : LabelledInputs
             Rows of positive weight, as `encode` returns them, with class indices and weights.
+
+        Raises
+        ------
+        ValueError
+            As for `fit`.
         """
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         device = resolve_device(self.device)
@@ -237,7 +251,13 @@ class FTTransformerClassifier(BackboneClassifier):
         )
 
     def to_state(self):
-        """Return the whole fitted classifier as a `State`."""
+        """Return what the fitted classifier is restored from.
+
+        Returns
+        -------
+        state : State
+            The whole classifier, its weights included.
+        """
         return super().to_state().with_parts(encoder=self._encoder.to_state())
 
     @classmethod

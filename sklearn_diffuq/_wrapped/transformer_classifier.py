@@ -1,7 +1,6 @@
 """TransformerClassifier: a pre-trained transformer as a scikit-learn classifier."""
 
 import copy
-import warnings
 from numbers import Integral, Real
 from typing import ClassVar
 
@@ -20,6 +19,7 @@ from sklearn_diffuq._inputs.rows import check_labels, class_indices
 from sklearn_diffuq._state import State
 from sklearn_diffuq._training.classification import cross_entropy, fit_classifier
 from sklearn_diffuq._training.loop_options import LoopOptions
+from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier, resolve_device
 from sklearn_diffuq._wrapped.model_encoder import ModelEncoder
 from sklearn_diffuq.exceptions import ReadoutWarning
@@ -197,12 +197,26 @@ class TransformerClassifier(BackboneClassifier):
         return self
 
     def fit_encode(self, X, y, sample_weight=None):
-        """Do what `fit` does, and return the training rows encoded.
+        """Fit the classifier and return the training rows as the model reads them.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame, list of str, list of images, or mapping, of length n
+            Rows of the kind that the model reads.
+        y : array-like of shape (n,)
+            Labels.
+        sample_weight : array-like of shape (n,), default=None
+            Weights of the rows; rows of weight zero are ignored.
 
         Returns
         -------
         training : LabelledInputs
             Rows of positive weight, as `encode` returns them, with class indices and weights.
+
+        Raises
+        ------
+        ValueError
+            As for `fit`.
         """
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         n = None if y is None else _num_samples(y)
@@ -238,9 +252,14 @@ class TransformerClassifier(BackboneClassifier):
         self.module_ = model.to(device)
 
     def to_state(self):
-        """Return the fitted classifier as a `State`; its weights only if they were trained.
+        """Return what the fitted classifier is restored from.
 
         A model or a preprocessor that was not given by name has to be given to `from_state`.
+
+        Returns
+        -------
+        state : State
+            With the weights of the model only if they were trained.
         """
         given = self.preprocessor
         is_object = given is not None and not isinstance(given, str)
@@ -304,13 +323,12 @@ class TransformerClassifier(BackboneClassifier):
             return
         head = "has no head" if native is None else f"has a head of {native} output(s)"
         known = "" if native is None or names is None else f" for {list(names.values())[:10]}"
-        warnings.warn(
+        warn_user(
             f"{type(self.module_).__name__} {head}{known}, which does not fit the "
             f"{len(classes)} labels {classes.tolist()[:10]}: a logistic regression on its token "
             "mean is fitted instead. To use the head, give labels that match "
             "`model.config.id2label`, or integers from 0.",
             ReadoutWarning,
-            stacklevel=5,
         )
         self.refit_readout(training)
 

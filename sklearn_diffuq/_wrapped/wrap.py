@@ -63,6 +63,14 @@ def _check_kind(owner, wrapped):
         )
 
 
+def copy_features(wrapped, estimator):
+    """Give an estimator the number and names of the features of its wrapped classifier."""
+    for name in ("n_features_in_", "feature_names_in_"):
+        vars(estimator).pop(name, None)  # of an earlier fit
+        if hasattr(wrapped, name):
+            setattr(estimator, name, getattr(wrapped, name))
+
+
 def choose_readout(wrapped, readout, training):
     """Return the wrapped classifier with the readout that the parameter `readout` asks for.
 

@@ -11,11 +11,15 @@ from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_diffuq._inputs.rows import calibration_split, check_rows, safe_indexing
+from sklearn_diffuq._inputs.rows import (
+    check_calibration,
+    check_rows,
+    hold_out,
+)
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._wrapped.from_probabilities import FromProbabilities
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
-from sklearn_diffuq._wrapped.wrap import fit_wrapped, label
+from sklearn_diffuq._wrapped.wrap import copy_features, fit_wrapped, label
 
 COMMON = {
     "estimator": [HasMethods(["fit", "predict_proba"]), torch.nn.Module, str, None],
@@ -33,14 +37,15 @@ TRAINING = {
 }
 
 
-def loop_options(estimator, seed, **options):
+def loop_options(estimator, seed, device="cpu", weight_decay=0.0):
     """Return the `LoopOptions` of a baseline that has the parameters `TRAINING`."""
     return LoopOptions(
         max_epochs=estimator.max_epochs,
         lr=estimator.lr,
+        weight_decay=weight_decay,
+        device=device,
         seed=seed,
         verbose=estimator.verbose,
-        **options,
     )
 
 
@@ -82,24 +87,16 @@ class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC)
         BackboneError
             If the model cannot be cut into embedding, blocks and readout.
         """
-        if (X_calibration is None) != (y_calibration is None):
-            raise ValueError(
-                "X_calibration and y_calibration belong together: give both, or neither."
-            )
+        held = check_calibration(X_calibration, y_calibration)
         rows = check_rows(X, y, sample_weight)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        held = None
-        if self._needs_held_out and X_calibration is None:
-            parts = calibration_split(rows[1], self.validation_fraction, seed)
-            rows, held = ([safe_indexing(part, i) for part in rows] for i in parts)
-        elif self._needs_held_out:
-            held = check_rows(X_calibration, y_calibration, None)
+        if self._needs_held_out and held is None:
+            rows, held = hold_out(rows, self.validation_fraction, seed)
         self.wrapped_, training = self._wrap(rows, seed)
         self.classes_ = self.wrapped_.classes_
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self.wrapped_, name):
-                setattr(self, name, getattr(self.wrapped_, name))
-        self._fit(training, None if held is None else label(self.wrapped_, *held), seed)
+        copy_features(self.wrapped_, self)
+        held_out = label(self.wrapped_, *held) if self._needs_held_out else None
+        self._fit(training, held_out, seed)
         return self
 
     def _wrap(self, rows, seed):

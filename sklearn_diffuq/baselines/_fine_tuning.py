@@ -17,7 +17,7 @@ def trainable_copy(backbone):
     return backbone
 
 
-def fine_tune(estimator, backbone, losses, training, held_out, seed, **options):
+def fine_tune(estimator, backbone, losses, training, held_out, seed, *, penalty=None, scores=None):
     """Train a backbone in place; keep the epoch with the lowest loss on the held-out rows.
 
     Parameters
@@ -30,8 +30,8 @@ def fine_tune(estimator, backbone, losses, training, held_out, seed, **options):
         ``losses(batch, y)`` returns the loss of each row, shape (m,).
     training, held_out : LabelledInputs
     seed : int
-    **options
-        Given to `fit_classifier`.
+    penalty, scores : callable, default=None
+        As for `fit_classifier`.
 
     Returns
     -------
@@ -45,5 +45,6 @@ def fine_tune(estimator, backbone, losses, training, held_out, seed, **options):
         held_out,
         estimator.batch_size,
         loop_options(estimator, seed, device=backbone.device, weight_decay=_WEIGHT_DECAY),
-        **options,
+        penalty=penalty,
+        scores=scores,
     )

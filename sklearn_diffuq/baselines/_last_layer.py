@@ -1,12 +1,12 @@
 """The last linear layer of a wrapped model, and the features that it reads."""
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq._wrapped.wrap import choose_readout
 from sklearn_diffuq.exceptions import ReadoutWarning
 
@@ -125,11 +125,10 @@ def with_last_layer(wrapped, training):
     found = find_last_layer(backbone, training.inputs.batch(rows, device=backbone.device))
     if found is not None:
         return wrapped, found
-    warnings.warn(
+    warn_user(
         f"{type(backbone.module).__name__} does not end in one linear layer on features of shape "
         "(n, d): a logistic regression on its token mean is fitted instead.",
         ReadoutWarning,
-        stacklevel=2,
     )
     wrapped = choose_readout(wrapped, "refit", training)
     return wrapped, LastLayer(wrapped.backbone_, "readout")

@@ -396,7 +396,7 @@ def test_own_readout_replaces_the_head(model_and_batch):
     native = Backbone(model).probe(batch)
     readout = nn.Sequential(nn.Linear(native.width, 7))
     backbone = Backbone(model, readout=readout).probe(batch)
-    assert backbone.has_head
+    assert backbone.n_outputs is not None
     assert backbone.n_outputs == 7
     with backbone.frozen():
         h, context = native.embed(batch)
@@ -409,7 +409,7 @@ def test_own_readout_replaces_the_head(model_and_batch):
 
 def test_encoder_without_head(bert, text_batch):
     backbone = Backbone(bert.bert).probe(text_batch)
-    assert not backbone.has_head
+    assert backbone.n_outputs is None
     assert backbone.n_outputs is None
     h, context = backbone.embed(text_batch)
     assert backbone.features(backbone.block(0, h, context), context).shape == (3, 16)
@@ -418,7 +418,9 @@ def test_encoder_without_head(bert, text_batch):
             call()
 
 
-@pytest.mark.parametrize("use", ["blocks", "n_blocks", "width", "n_outputs", "has_head", "path"])
+@pytest.mark.parametrize(
+    "use", ["blocks", "n_blocks", "width", "n_outputs", "n_block_parameters", "path"]
+)
 def test_attributes_need_a_probe(toy, use):
     with pytest.raises(BackboneError, match=r"call probe\(batch\)"):
         getattr(Backbone(toy()), use)

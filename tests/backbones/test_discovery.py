@@ -153,7 +153,7 @@ def test_pooled_features_of_timm_are_no_logits(vit):
     batch = {"x": torch.randn(2, 3, 16, 16)}
     vit.reset_classifier(0)
     assert vit(**batch).shape == (2, 16)
-    assert not Backbone(vit).probe(batch).has_head
+    assert Backbone(vit).probe(batch).n_outputs is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
