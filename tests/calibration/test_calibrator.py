@@ -30,15 +30,19 @@ def test_paths_get_the_noise_that_is_best_for_many_of_them(monkeypatch):
     path = NoisyMargins(20_000, 2.0, share=0.75)
     distance = torch.linspace(-1, 1, 20_000)
 
-    def propagate_all(path, backbone, inputs, noise, common):
-        logits = path.draw(8 if noise else 2)
+    def widened(logits):
         return SimpleNamespace(logits=logits * torch.exp(distance)[:, None], distance=distance)
+
+    def propagate_all(path, backbone, inputs, noise, common):
+        return widened(path.draw(8))
 
     held_out = SimpleNamespace(inputs=None, y=path.y, weight=None)
     monkeypatch.setattr(calibrator_module, "propagate_all", propagate_all)
     monkeypatch.setattr(Calibrator, "noise_part", held_out)
     monkeypatch.setattr(calibrator_module, "PathNoise", SimpleNamespace(of=lambda *args: True))
-    found = Calibrator(None, held_out, True, 0)._sampling(path, NoiseScales(1.0, 0.0, 1.0))
+    path.with_scales(NoiseScales(0.0))
+    law = widened(path.draw(2)[0])
+    found = Calibrator(None, held_out, True, 0)._sampling(path, law, NoiseScales(1.0, 0.0, 1.0))
     few, many = {}, {}
     for factor in (0.0, *calibrator_module.SHRINKAGE):
         path.with_scales(NoiseScales(factor))
