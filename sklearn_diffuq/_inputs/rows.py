@@ -76,7 +76,7 @@ def check_labels(
     """
     if y is None:
         raise ValueError(f"{owner} requires y to be passed, but the target y is None.")
-    labels: np.ndarray = column_or_1d(y, warn=True)
+    labels: np.ndarray = column_or_1d(_without_missing_marks(y), warn=True)
     if len(labels) == 0:
         raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required.")
     assert_all_finite(labels, input_name="y")
@@ -94,6 +94,15 @@ def check_labels(
             f"positive weight have one class, {labels[0]!r}."
         )
     return labels, weight, kept
+
+
+def _without_missing_marks(y: Any) -> Any:
+    """Return nullable integers and booleans of pandas as such: scikit-learn makes them floats."""
+    dtype: Any = getattr(y, "dtype", None)
+    is_nullable = hasattr(dtype, "numpy_dtype") and hasattr(y, "isna")
+    if is_nullable and dtype.kind in "bui" and not y.isna().any():
+        return y.to_numpy(dtype=dtype.numpy_dtype)
+    return y
 
 
 def class_indices(y: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -82,7 +82,9 @@ class TransformerClassifier(BackboneClassifier):
     -----
     ReadoutWarning
         If the head does not fit the labels, or there is none: a logistic regression on the
-        layer-normalised token mean takes its place.
+        layer-normalised token mean takes its place. Also if it fits but there is doubt: names that
+        differ in case, labels 0, 1, .. of a head that has more outputs, or text that sorts "10"
+        before "2" for a model without names.
 
     See Also
     --------
@@ -90,9 +92,10 @@ class TransformerClassifier(BackboneClassifier):
 
     Notes
     -----
-    A label gets the logit of its name in ``model.config.id2label``; else, labels that are integers
-    from 0 to the number of logits minus 1 get the logit of their number; else, if the model names
-    no classes and there are as many labels as logits, they are taken in sorted order.
+    A label gets the logit of its name in ``model.config.id2label``, exactly or else without regard
+    to case; else, labels that are integers from 0 to the number of logits minus 1 get the logit of
+    their number; else, if the model names no classes and there are as many labels as logits, they
+    are taken in sorted order. Numbers match names as integers, also where they are floats.
 
     Pixels of uint8 arrays are divided by 255; other arrays are taken as they are. Give them scaled
     as the model was trained, or a `preprocessor`.
@@ -297,7 +300,9 @@ class TransformerClassifier(BackboneClassifier):
         """Choose the logits of the classes, or fit a new readout where the head does not fit."""
         backbone, native, classes = self.backbone_, self.backbone_.n_outputs, self.classes_
         names = getattr(getattr(self.module_, "config", None), "id2label", None)
-        columns = match_columns(classes, native, names)
+        columns, doubt = match_columns(classes, native, names)
+        if doubt is not None:
+            warnings.warn(doubt, ReadoutWarning, stacklevel=5)
         if columns is not None:
             # no copy of the logits where all are kept in their order
             backbone.columns = None if columns == list(range(native)) else columns
