@@ -9,11 +9,8 @@ from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from sklearn_diffuq._fit_path import PathOptions, fit_path
-from sklearn_diffuq._inputs.rows import (
-    calibration_split,
-    check_rows,
-    safe_indexing,
-)
+from sklearn_diffuq._inputs.parts import parts_of
+from sklearn_diffuq._inputs.rows import check_both
 from sklearn_diffuq._path.time_grid import step_counts
 from sklearn_diffuq._persistence.mixin import PersistenceMixin
 from sklearn_diffuq._predictions import PredictionMixin
@@ -302,23 +299,19 @@ class DiffusionCalibratedClassifier(
         BackboneError
             If the model cannot be cut into embedding, blocks and readout, or is not in float32.
         """
-        if (X_calibration is None) != (y_calibration is None):
-            raise ValueError(
-                "X_calibration and y_calibration belong together: give both, or neither."
-            )
-        X, y, sample_weight = check_rows(X, y, sample_weight)
+        check_both(X_calibration, y_calibration)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        if X_calibration is None:
-            train, held = calibration_split(y, self.validation_fraction, seed)
-            calibration = (safe_indexing(X, held), y[held], sample_weight[held])
-            X, y, sample_weight = safe_indexing(X, train), y[train], sample_weight[train]
-        else:
-            calibration = check_rows(X_calibration, y_calibration, None)
+        part, held_part = parts_of(
+            (X, y, sample_weight), (X_calibration, y_calibration), self.validation_fraction, seed
+        )
         if isinstance(self.estimator, torch.nn.Module):
             check_precision(self.estimator)  # before it meets rows of another precision
-        wrapped, training = fit_wrapped(self, X, y, sample_weight, seed, self.memory)
+        with part.named():
+            wrapped, training = fit_wrapped(self, *part.rows, seed, self.memory)
         check_precision(wrapped.backbone_.module)
-        held_out = label(wrapped, *calibration)
+        with held_part.named():
+            held_out = held_part.name(label(wrapped, *held_part.rows))
+        training = part.name(training)
         wrapped = choose_readout(wrapped, self.readout, training)
         backbone = wrapped.backbone_
         with backbone.frozen():

@@ -44,6 +44,19 @@ def check_rows(
     return X, labels, weight
 
 
+def check_both(X_calibration: Any, y_calibration: Any) -> None:
+    """Refuse held-out rows without labels, and labels without rows."""
+    if (X_calibration is None) != (y_calibration is None):
+        raise ValueError("X_calibration and y_calibration belong together: give both, or neither.")
+
+
+def positive_rows(y: ArrayLike | None, sample_weight: ArrayLike | None) -> np.ndarray:
+    """Return the numbers of the rows that `check_rows` keeps; it checks the arguments."""
+    n = 0 if y is None else _num_samples(y)
+    weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight)
+    return np.flatnonzero(weight) if weight.shape == (n,) else np.arange(n)
+
+
 def refuse_sparse(X: Any) -> None:
     """Raise TypeError if `X` is a sparse matrix or array."""
     if issparse(X):
@@ -165,7 +178,9 @@ def stratified_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndar
     return np.setdiff1d(np.arange(len(y)), held), held
 
 
-def calibration_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def calibration_split(
+    y: np.ndarray, fraction: float, seed: int, stacklevel: int = 4
+) -> tuple[np.ndarray, np.ndarray]:
     """Return a `stratified_split` whose held-out part is not empty; warn where it is small."""
     train, held = stratified_split(y, fraction, seed)
     if len(held) == 0:
@@ -180,7 +195,7 @@ def calibration_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.nda
             f"{MIN_CALIBRATION_ROWS} say little about temperature and noise. Give more rows, a "
             "larger validation_fraction, or X_calibration and y_calibration.",
             CalibrationWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
     return train, held
 

@@ -16,6 +16,7 @@ from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.classes import match_columns
 from sklearn_diffuq._backbones.loading import ModelInputs, load_model, load_preprocessor
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
+from sklearn_diffuq._inputs.not_finite import rows_blamed, rows_not_finite
 from sklearn_diffuq._inputs.rows import check_labels, class_indices
 from sklearn_diffuq._state import State
 from sklearn_diffuq._training.classification import cross_entropy, fit_classifier
@@ -294,7 +295,12 @@ class TransformerClassifier(BackboneClassifier):
             rows = np.unique([inputs.lengths.argmin(), inputs.lengths.argmax(), *rows])
         rows = rows if len(rows) > 1 else np.repeat(rows, 2)
         backbone = Backbone(self.module_, blocks=self.blocks)
-        self.backbone_ = backbone.probe(inputs.batch(rows, device=backbone.device))
+        batch = inputs.batch(rows, device=backbone.device)
+        for values in batch.values():
+            bad = rows_not_finite(values)
+            if len(bad):
+                raise inputs.refusal(np.unique(rows[bad]))
+        self.backbone_ = backbone.probe(batch)
 
     def _align(self, training):
         """Choose the logits of the classes, or fit a new readout where the head does not fit."""
@@ -325,18 +331,18 @@ class TransformerClassifier(BackboneClassifier):
             trained.append(self.backbone_.custom_readout)
         for parameter in trained.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
-        return fit_classifier(
-            trained,
-            cross_entropy(self.backbone_.logits),
-            training,
-            None,
-            self.batch_size,
-            LoopOptions(
-                max_epochs=self.max_epochs,
-                lr=self.lr,
-                weight_decay=self.weight_decay,
-                device=self.backbone_.device,
-                seed=seed,
-                verbose=self.verbose,
-            ),
+        options = LoopOptions(
+            max_epochs=self.max_epochs,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            device=self.backbone_.device,
+            seed=seed,
+            verbose=self.verbose,
         )
+        backbone, loss = self.backbone_, cross_entropy(self.backbone_.logits)
+
+        def check():
+            backbone.map_rows(backbone.logits, training.inputs)
+
+        with rows_blamed(check, len(training)):
+            return fit_classifier(trained, loss, training, None, self.batch_size, options)

@@ -11,7 +11,7 @@ from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_diffuq._inputs.rows import calibration_split, check_rows, safe_indexing
+from sklearn_diffuq._inputs.rows import calibration_split, check_both, check_rows, safe_indexing
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._wrapped.from_probabilities import FromProbabilities
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
@@ -82,10 +82,7 @@ class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC)
         BackboneError
             If the model cannot be cut into embedding, blocks and readout.
         """
-        if (X_calibration is None) != (y_calibration is None):
-            raise ValueError(
-                "X_calibration and y_calibration belong together: give both, or neither."
-            )
+        check_both(X_calibration, y_calibration)
         rows = check_rows(X, y, sample_weight)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         held = None
