@@ -298,6 +298,12 @@ class DiffusionCalibratedClassifier(
             If the data, the number of steps, or the labels do not fit the wrapped model.
         BackboneError
             If the model cannot be cut into embedding, blocks and readout, or is not in float32.
+
+        Warns
+        -----
+        CalibrationWarning
+            If held-out rows are few, or contradict the wrapped model: another order of its outputs
+            is clearly better, it is worse than chance, or the temperature is at a bound.
         """
         check_both(X_calibration, y_calibration)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -315,7 +321,8 @@ class DiffusionCalibratedClassifier(
         wrapped = choose_readout(wrapped, self.readout, training)
         backbone = wrapped.backbone_
         with backbone.frozen():
-            fitted = fit_path(backbone, training, held_out, self._options(backbone, seed))
+            options = self._options(backbone, seed)
+            fitted = fit_path(backbone, training, held_out, options, wrapped.classes_)
         self._set_fitted(wrapped, fitted)
         return self
 

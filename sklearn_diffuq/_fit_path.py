@@ -12,6 +12,7 @@ from torch import Tensor
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.context import Batch
 from sklearn_diffuq._calibration.calibrator import Calibrator, Reference
+from sklearn_diffuq._calibration.label_check import warn_of_doubtful_outputs
 from sklearn_diffuq._fitted_path import FittedPath
 from sklearn_diffuq._inputs.batching import unpadded_batches, unpadded_order
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
@@ -73,7 +74,11 @@ class PathOptions:
 
 
 def fit_path(
-    backbone: Backbone, training: LabelledInputs, held_out: LabelledInputs, options: PathOptions
+    backbone: Backbone,
+    training: LabelledInputs,
+    held_out: LabelledInputs,
+    options: PathOptions,
+    classes: np.ndarray | None = None,
 ) -> FittedPath:
     """Fit covariance, transition and calibration of the path of a frozen backbone.
 
@@ -83,10 +88,22 @@ def fit_path(
         Held by its `frozen` context.
     training, held_out : LabelledInputs
     options : PathOptions
+    classes : ndarray of shape (n_classes,), default=None
+        The labels, by which a warning names the classes; None numbers them.
 
     Returns
     -------
     fitted : FittedPath
+
+    Raises
+    ------
+    NotFiniteError
+        If states or logits are NaN or infinite.
+
+    Warns
+    -----
+    CalibrationWarning
+        If the held-out labels contradict the wrapped model, or training costs accuracy.
     """
     grids = {n: time_grid(backbone.n_blocks, n) for n in options.step_counts}
     some = training.take(random_rows(len(training), MAX_STATISTICS_ROWS, options.seed))
@@ -97,6 +114,8 @@ def fit_path(
     path = _frozen_path(backbone, some, statistics, next(iter(grids.values())), options)
     calibrator = Calibrator(backbone, held_out, options.covariance != "constant", options.seed)
     frozen = calibrator.reference(path)
+    labels = np.arange(frozen.logits.shape[1]) if classes is None else classes
+    warn_of_doubtful_outputs(frozen, held_out.y, backbone, labels)
     if is_unified:
         transition, references, history = fit_transition(
             path, statistics, list(grids.values()), training, calibrator, frozen, options
