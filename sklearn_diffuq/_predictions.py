@@ -5,6 +5,7 @@ from sklearn.utils import Bunch, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_diffuq._calibration.predict import familiarity
+from sklearn_diffuq._inputs.rows import check_n_samples
 from sklearn_diffuq._path.time_grid import step_counts
 from sklearn_diffuq._wrapped.from_probabilities import FromProbabilities
 from sklearn_diffuq.metrics import uncertainty_decomposition
@@ -54,7 +55,7 @@ class PredictionMixin(FromProbabilities):
 
     def _inference(self):
         """Return the parameter `inference`, which may have been set after `fit`."""
-        if self.inference not in _INFERENCE:
+        if not isinstance(self.inference, str) or self.inference not in _INFERENCE:
             raise ValueError(f"inference must be one of {_INFERENCE}, got {self.inference!r}.")
         return self.inference
 
@@ -64,7 +65,8 @@ class PredictionMixin(FromProbabilities):
         See `CalibratedPath.probabilities`.
         """
         check_is_fitted(self)
-        path = self._fitted.calibrated(self.n_steps_, self._inference(), self.n_samples)
+        n_samples = check_n_samples(self.n_samples)
+        path = self._fitted.calibrated(self.n_steps_, self._inference(), n_samples)
         inputs = self.wrapped_.encode(X)
         return path.probabilities(self.wrapped_.backbone_, inputs, reduce, variance=variance)
 
@@ -102,9 +104,7 @@ class PredictionMixin(FromProbabilities):
             The paths use the same noise for every row.
         """
         check_is_fitted(self)
-        n_samples = self.n_samples if n_samples is None else n_samples
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1, got {n_samples}.")
+        n_samples = check_n_samples(self.n_samples if n_samples is None else n_samples)
         seed = None
         if random_state is not None:
             seed = int(check_random_state(random_state).randint(2**31 - 1))

@@ -10,7 +10,13 @@ from numpy.typing import ArrayLike
 
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.not_finite import counted_in
-from sklearn_diffuq._inputs.rows import calibration_split, check_rows, positive_rows, safe_indexing
+from sklearn_diffuq._inputs.rows import (
+    calibration_split,
+    check_rows,
+    positive_rows,
+    safe_indexing,
+    warn_of_few_rows,
+)
 
 
 @dataclass(frozen=True)
@@ -79,4 +85,5 @@ def parts_of(
         train, held = calibration_split(rows.y, fraction, seed, stacklevel=5)
         return rows.take(train), rows.take(held)
     checked = check_rows(*held_out, None)
+    warn_of_few_rows(checked[1], np.unique(rows.y), " in X_calibration", stacklevel=5)
     return rows, Part(*checked, np.arange(len(checked[1])), "X_calibration")

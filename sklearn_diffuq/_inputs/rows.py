@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from sklearn.utils.validation import (
 from sklearn_diffuq.exceptions import CalibrationWarning
 
 MIN_CALIBRATION_ROWS = 20
+SHOWN = 10  # labels that a message names
 
 
 def check_rows(
@@ -42,6 +44,14 @@ def check_rows(
     if len(kept) < _num_samples(y):
         X = safe_indexing(X, kept)
     return X, labels, weight
+
+
+def check_n_samples(n_samples: Any) -> int:
+    """Return a number of draws, which may have been set after `fit`, or refuse it."""
+    is_int = isinstance(n_samples, Integral) and not isinstance(n_samples, bool)
+    if not is_int or n_samples < 1:
+        raise ValueError(f"n_samples must be an int of at least 1, got {n_samples!r}.")
+    return int(n_samples)
 
 
 def check_both(X_calibration: Any, y_calibration: Any) -> None:
@@ -189,15 +199,31 @@ def calibration_split(
             f"{len(y)} samples rounds to none in every class. Give more rows, a larger "
             "validation_fraction, or X_calibration and y_calibration."
         )
-    if len(held) < MIN_CALIBRATION_ROWS:
-        warnings.warn(
-            f"Only {len(held)} rows are held out for calibration; fewer than "
-            f"{MIN_CALIBRATION_ROWS} say little about temperature and noise. Give more rows, a "
-            "larger validation_fraction, or X_calibration and y_calibration.",
-            CalibrationWarning,
-            stacklevel=stacklevel,
-        )
+    way_out = ", a larger validation_fraction, or X_calibration and y_calibration"
+    warn_of_few_rows(y[held], np.unique(y), way_out, stacklevel + 1)
     return train, held
+
+
+def warn_of_few_rows(
+    y_held: np.ndarray, classes: np.ndarray, way_out: str, stacklevel: int = 4
+) -> None:
+    """Say what few held-out rows, or none of some class, leave without calibration."""
+    said = []
+    if len(y_held) < MIN_CALIBRATION_ROWS:
+        said.append(
+            f"Only {len(y_held)} rows are held out for calibration; fewer than "
+            f"{MIN_CALIBRATION_ROWS} say little about the temperature and are too few for noise."
+        )
+    missing = np.setdiff1d(classes, y_held).tolist()
+    if missing:
+        dots = ", .." if len(missing) > SHOWN else ""
+        said.append(
+            f"No row of the class(es) {', '.join(map(repr, missing[:SHOWN]))}{dots} is held out: "
+            "their probabilities are calibrated by rows of other classes alone."
+        )
+    if said:
+        message = f"{' '.join(said)} Give more rows{way_out}."
+        warnings.warn(message, CalibrationWarning, stacklevel=stacklevel)
 
 
 def random_rows(n: int, n_rows: int, seed: int, *, shuffle: bool = False) -> np.ndarray:
