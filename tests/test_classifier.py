@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -725,3 +726,34 @@ def test_held_out_rows_that_are_few_or_lack_a_class_are_said(wrapped, table):
     with pytest.warns(CalibrationWarning, match=r"No row of the class\(es\) 7 ") as warned:
         clf.set_params(estimator=wrapped).fit(X[:201], y_rare)
     assert warned[0].filename == __file__
+
+
+@pytest.mark.parametrize("inference", ["moments", "sampling", "mean"])
+def test_an_epistemic_part_of_zero_is_said_once(wrapped, table, inference):
+    clf = _fit(wrapped, table, transition="blockwise", inference=inference)
+    X = table[2]
+    _set_noise(clf, NoiseScales())
+    message = "inference='moments'" if inference == "mean" else "no noise.*lead to no gain"
+    with pytest.warns(CalibrationWarning, match=f"epistemic.*zero.*{message}") as warned:
+        uncertainty = clf.predict_uncertainty(X)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    assert not uncertainty.epistemic.any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clf.predict_uncertainty(X)
+        pickle.loads(pickle.dumps(clf)).predict_uncertainty(X)
+    again = _fit(wrapped, table, transition="blockwise", inference=inference)
+    _set_noise(again, NoiseScales())
+    with pytest.warns(CalibrationWarning, match="epistemic"):
+        again.predict_uncertainty(X)
+
+
+def test_an_epistemic_part_above_zero_is_not_said_to_be_zero(wrapped, table):
+    clf = _fit(wrapped, table, transition="blockwise")
+    _set_noise(clf, NoiseScales(0.5, 0.2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert clf.predict_uncertainty(table[2]).epistemic.all()
+    with pytest.warns(CalibrationWarning, match="n_samples=1"):
+        clf.set_params(inference="sampling", n_samples=1).predict_uncertainty(table[2])
