@@ -9,11 +9,8 @@ from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from sklearn_diffuq._fit_path import PathOptions, fit_path
-from sklearn_diffuq._inputs.rows import (
-    check_calibration,
-    check_rows,
-    hold_out,
-)
+from sklearn_diffuq._inputs.parts import parts_of
+from sklearn_diffuq._inputs.rows import check_both
 from sklearn_diffuq._path.time_grid import step_counts
 from sklearn_diffuq._persistence.mixin import PersistenceMixin
 from sklearn_diffuq._predictions import PredictionMixin
@@ -307,20 +304,31 @@ class DiffusionCalibratedClassifier(
             If the data, the number of steps, or the labels do not fit the wrapped model.
         BackboneError
             If the model cannot be cut into embedding, blocks and readout, or is not in float32.
+
+        Warns
+        -----
+        CalibrationWarning
+            If held-out rows are few, or contradict the wrapped model: another order of its outputs
+            is clearly better, it is worse than chance, or the temperature is at a bound.
         """
-        given = check_calibration(X_calibration, y_calibration)
-        rows = check_rows(X, y, sample_weight)
+        check_both(X_calibration, y_calibration)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        rows, held = (rows, given) if given else hold_out(rows, self.validation_fraction, seed)
+        part, held_part = parts_of(
+            (X, y, sample_weight), (X_calibration, y_calibration), self.validation_fraction, seed
+        )
         if isinstance(self.estimator, torch.nn.Module):
             check_precision(self.estimator)  # before it meets rows of another precision
-        wrapped, training = fit_wrapped(self, *rows, seed, self.memory)
+        with part.named():
+            wrapped, training = fit_wrapped(self, *part.rows, seed, self.memory)
         check_precision(wrapped.backbone_.module)
-        held_out = label(wrapped, *held)
+        with held_part.named():
+            held_out = held_part.name(label(wrapped, *held_part.rows))
+        training = part.name(training)
         wrapped = choose_readout(wrapped, self.readout, training)
         backbone = wrapped.backbone_
         with backbone.frozen():
-            fitted = fit_path(backbone, training, held_out, self._options(backbone, seed))
+            options = self._options(backbone, seed)
+            fitted = fit_path(backbone, training, held_out, options, wrapped.classes_)
         self._set_fitted(wrapped, fitted)
         return self
 

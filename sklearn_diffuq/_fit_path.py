@@ -11,9 +11,11 @@ from torch import Tensor
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.context import Batch
 from sklearn_diffuq._calibration.calibrator import Calibrator, Reference
+from sklearn_diffuq._calibration.label_check import warn_of_doubtful_outputs
 from sklearn_diffuq._fitted_path import FittedPath
-from sklearn_diffuq._inputs.batching import unpadded_batches
+from sklearn_diffuq._inputs.batching import unpadded_batches, unpadded_order
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
+from sklearn_diffuq._inputs.not_finite import rows_blamed, rows_not_finite
 from sklearn_diffuq._inputs.rows import random_rows
 from sklearn_diffuq._path.attention_covariance import attention_covariance
 from sklearn_diffuq._path.covariance import StateCovariance, fit_covariance
@@ -22,6 +24,7 @@ from sklearn_diffuq._path.mean import BlockwiseMean
 from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.statistics import PathStatistics, collect_statistics, own_states
 from sklearn_diffuq._path.time_grid import Grid, steps_of, time_grid
+from sklearn_diffuq._propagation.propagate import mean_logits
 from sklearn_diffuq._transition.closed_form_start import unified_transition
 from sklearn_diffuq._transition.objective import PathObjective
 from sklearn_diffuq._transition.rank import (
@@ -71,7 +74,11 @@ class PathOptions:
 
 
 def fit_path(
-    backbone: Backbone, training: LabelledInputs, held_out: LabelledInputs, options: PathOptions
+    backbone: Backbone,
+    training: LabelledInputs,
+    held_out: LabelledInputs,
+    options: PathOptions,
+    classes: np.ndarray | None = None,
 ) -> FittedPath:
     """Fit covariance, transition and calibration of the path of a frozen backbone.
 
@@ -81,19 +88,34 @@ def fit_path(
         Held by its `frozen` context.
     training, held_out : LabelledInputs
     options : PathOptions
+    classes : ndarray of shape (n_classes,), default=None
+        The labels, by which a warning names the classes; None numbers them.
 
     Returns
     -------
     fitted : FittedPath
+
+    Raises
+    ------
+    NotFiniteError
+        If states or logits are NaN or infinite.
+
+    Warns
+    -----
+    CalibrationWarning
+        If the held-out labels contradict the wrapped model, or training costs accuracy.
     """
     grids = {n: time_grid(backbone.n_blocks, n) for n in options.step_counts}
     some = training.take(random_rows(len(training), MAX_STATISTICS_ROWS, options.seed))
     intervals = sorted({interval for grid in grids.values() for interval in steps_of(grid)})
     is_unified = options.transition == "unified"
     statistics = collect_statistics(backbone, _batches(some, backbone), intervals, is_unified)
+    _check_finite(statistics, some)
     path = _frozen_path(backbone, some, statistics, next(iter(grids.values())), options)
     calibrator = Calibrator(backbone, held_out, options.covariance != "constant", options.seed)
     frozen = calibrator.reference(path)
+    labels = np.arange(frozen.logits.shape[1]) if classes is None else classes
+    warn_of_doubtful_outputs(frozen, held_out.y, backbone, labels)
     if is_unified:
         transition, references, history = fit_transition(
             path, statistics, list(grids.values()), training, calibrator, frozen, options
@@ -162,7 +184,9 @@ def fit_transition(
         frozen.temperature,
         options.training,
     )
-    history = train_transition(objective, held_out)
+    frozen_mean, inputs = BlockwiseMean(backbone), training.inputs
+    with rows_blamed(lambda: mean_logits(frozen_mean, grids[0], backbone, inputs), len(training)):
+        history = train_transition(objective, held_out)
     trained = {grid: calibrator.run_mean(transition, grid) for grid in grids}
     loses = trained[path.grid].nll > frozen.nll + NLL_MARGIN
     if options.rank == "auto" and is_exact and loses:
@@ -175,6 +199,14 @@ def fit_transition(
 def _batches(labelled: LabelledInputs, backbone: Backbone) -> Iterator[Batch]:
     for _, batch in unpadded_batches(labelled.inputs, backbone.device):
         yield batch
+
+
+def _check_finite(statistics: PathStatistics, some: LabelledInputs) -> None:
+    """Refuse training samples with states that are not finite; they would be part of all sums."""
+    described = torch.cat(list(statistics.states.values()), 1)
+    bad = rows_not_finite(described)
+    if len(bad):
+        raise some.inputs.refusal(unpadded_order(some.inputs)[bad])
 
 
 def _frozen_path(

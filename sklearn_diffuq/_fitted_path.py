@@ -1,7 +1,7 @@
 """The fitted path: what `fit_path` returns, predictions use and `save` writes."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -42,6 +42,8 @@ class FittedPath:
         One entry per epoch of training.
     seed : int
         Of the paths drawn at prediction.
+    said : set of str
+        Warnings that are given once per fit, and have been.
     """
 
     path: GaussianPath
@@ -49,6 +51,7 @@ class FittedPath:
     calibrations: dict[int, dict[str, Calibration]]
     history: list[dict[str, Any]]
     seed: int
+    said: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def on(self, n_steps: int) -> GaussianPath:
         """Return the path on the time grid of a number of steps."""

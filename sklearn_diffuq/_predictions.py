@@ -5,8 +5,11 @@ from sklearn.utils import Bunch, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_diffuq._calibration.predict import familiarity
+from sklearn_diffuq._inputs.rows import check_n_samples
 from sklearn_diffuq._path.time_grid import step_counts
+from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq._wrapped.from_probabilities import FromProbabilities
+from sklearn_diffuq.exceptions import CalibrationWarning
 from sklearn_diffuq.metrics import uncertainty_decomposition
 
 _INFERENCE = ("sampling", "moments", "mean")
@@ -54,7 +57,7 @@ class PredictionMixin(FromProbabilities):
 
     def _inference(self):
         """Return the parameter `inference`, which may have been set after `fit`."""
-        if self.inference not in _INFERENCE:
+        if not isinstance(self.inference, str) or self.inference not in _INFERENCE:
             raise ValueError(f"inference must be one of {_INFERENCE}, got {self.inference!r}.")
         return self.inference
 
@@ -64,7 +67,8 @@ class PredictionMixin(FromProbabilities):
         See `CalibratedPath.probabilities`.
         """
         check_is_fitted(self)
-        path = self._fitted.calibrated(self.n_steps_, self._inference(), self.n_samples)
+        n_samples = check_n_samples(self.n_samples)
+        path = self._fitted.calibrated(self.n_steps_, self._inference(), n_samples)
         inputs = self.wrapped_.encode(X)
         return path.probabilities(self.wrapped_.backbone_, inputs, reduce, variance=variance)
 
@@ -102,9 +106,7 @@ class PredictionMixin(FromProbabilities):
             The paths use the same noise for every row.
         """
         check_is_fitted(self)
-        n_samples = self.n_samples if n_samples is None else n_samples
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1, got {n_samples}.")
+        n_samples = check_n_samples(self.n_samples if n_samples is None else n_samples)
         seed = None
         if random_state is not None:
             seed = int(check_random_state(random_state).randint(2**31 - 1))
@@ -135,6 +137,11 @@ class PredictionMixin(FromProbabilities):
             (n, n_steps): the variance that each step adds, averaged over tokens and channels, in
             squared units of the state. The split is relative to the fitted path: it says what
             this model is unsure of, not what is knowable.
+
+        Warns
+        -----
+        CalibrationWarning
+            Once per fit, if the epistemic part is zero for all rows, as there is one path only.
         """
 
         def reduce(proba):
@@ -142,7 +149,28 @@ class PredictionMixin(FromProbabilities):
             return [parts.total, parts.aleatoric, parts.epistemic]
 
         total, aleatoric, epistemic, variance = self._probabilities(X, reduce, variance=True)
+        if not epistemic.any():
+            self._warn_of_one_path()
         return Bunch(total=total, aleatoric=aleatoric, epistemic=epistemic, path_variance=variance)
+
+    def _warn_of_one_path(self):
+        """Say once that the epistemic part is zero, if that is so for every row there may be."""
+        if self.inference == "mean":
+            reason = "inference='mean' follows one path. Set inference='moments' or 'sampling'"
+        elif not self.calibration_[self.inference].has_noise:
+            reason = (
+                "no noise was fitted to the path: the held-out rows are too few for it, or it "
+                "would lead to no gain in their log loss. Give more held-out rows, or use total "
+                "and score_samples"
+            )
+        elif self.inference == "sampling" and self.n_samples == 1:
+            reason = "n_samples=1 draws one path. Set n_samples to 2 or more"
+        else:
+            return
+        if "epistemic" not in self._fitted.said:
+            self._fitted.said.add("epistemic")
+            message = f"The epistemic part is zero for all rows, since {reason}."
+            warn_user(message, CalibrationWarning)
 
     def score_samples(self, X):
         """Return how much each row is like the training data; larger is more alike.

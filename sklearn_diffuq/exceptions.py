@@ -18,4 +18,4 @@ class CalibrationWarning(UserWarning):
 
 
 class ReadoutWarning(UserWarning):
-    """The readout of the wrapped model was replaced, because it does not match the classes."""
+    """The readout of the wrapped model does not match the classes and was replaced, or in doubt."""

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -398,9 +399,14 @@ def test_paths_of_another_seed(noisy, table):
     assert np.array_equal(noisy.sample_proba(X), expected)
 
 
-@pytest.mark.parametrize("n_samples", [0, -3])
-def test_less_than_one_path_is_refused(noisy, table, n_samples):
-    with pytest.raises(ValueError, match=f"n_samples must be at least 1, got {n_samples}"):
+@pytest.mark.parametrize("n_samples", [0, -3, "8", 2.0, True, float("nan")])
+def test_a_number_of_paths_that_is_none_is_refused(noisy, table, n_samples):
+    message = f"n_samples must be an int of at least 1, got {n_samples!r}"
+    changed = copy.copy(noisy).set_params(n_samples=n_samples)
+    for method in ("predict_proba", "predict", "predict_uncertainty", "sample_proba"):
+        with pytest.raises(ValueError, match=message):
+            getattr(changed, method)(table[2])
+    with pytest.raises(ValueError, match=message):
         noisy.sample_proba(table[2], n_samples)
 
 
@@ -703,3 +709,51 @@ def test_with_the_mean_path_a_temperature_is_all_that_is_done(wrapped, table):
     logits = np.log(wrapped.predict_proba(X)) / clf.temperature_
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     np.testing.assert_allclose(clf.predict_proba(X), expected, atol=1e-6)
+
+
+def test_held_out_rows_that_are_few_or_lack_a_class_are_said(wrapped, table):
+    X, y, _, _ = table
+    clf = DiffusionCalibratedClassifier(
+        FrozenEstimator(wrapped), transition="blockwise", random_state=0
+    )
+    rows = np.flatnonzero(y[200:] < 2)[:15] + 200
+    message = r"Only 15 rows.*No row of the class\(es\) 2 is held out.*more rows in X_calibration"
+    with pytest.warns(CalibrationWarning, match=message) as warned:
+        clf.fit(X[:200], y[:200], X_calibration=X[rows], y_calibration=y[rows])
+    assert warned[0].filename == __file__  # the line that called fit
+    y_rare = np.r_[y[:200], 7]
+    wrapped = FTTransformerClassifier(random_state=0, max_epochs=1)
+    with pytest.warns(CalibrationWarning, match=r"No row of the class\(es\) 7 ") as warned:
+        clf.set_params(estimator=wrapped).fit(X[:201], y_rare)
+    assert warned[0].filename == __file__
+
+
+@pytest.mark.parametrize("inference", ["moments", "sampling", "mean"])
+def test_an_epistemic_part_of_zero_is_said_once(wrapped, table, inference):
+    clf = _fit(wrapped, table, transition="blockwise", inference=inference)
+    X = table[2]
+    _set_noise(clf, NoiseScales())
+    message = "inference='moments'" if inference == "mean" else "no noise.*lead to no gain"
+    with pytest.warns(CalibrationWarning, match=f"epistemic.*zero.*{message}") as warned:
+        uncertainty = clf.predict_uncertainty(X)
+    assert len(warned) == 1
+    assert warned[0].filename == __file__
+    assert not uncertainty.epistemic.any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clf.predict_uncertainty(X)
+        pickle.loads(pickle.dumps(clf)).predict_uncertainty(X)
+    again = _fit(wrapped, table, transition="blockwise", inference=inference)
+    _set_noise(again, NoiseScales())
+    with pytest.warns(CalibrationWarning, match="epistemic"):
+        again.predict_uncertainty(X)
+
+
+def test_an_epistemic_part_above_zero_is_not_said_to_be_zero(wrapped, table):
+    clf = _fit(wrapped, table, transition="blockwise")
+    _set_noise(clf, NoiseScales(0.5, 0.2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert clf.predict_uncertainty(table[2]).epistemic.all()
+    with pytest.warns(CalibrationWarning, match="n_samples=1"):
+        clf.set_params(inference="sampling", n_samples=1).predict_uncertainty(table[2])

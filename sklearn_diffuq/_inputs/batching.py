@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+from sklearn_diffuq._inputs.not_finite import NotFiniteError, rows_not_finite
 
 # Rows and, for text, tokens in a chunk of inference.
 CPU_CHUNK = 64, 1024
@@ -124,6 +125,11 @@ def unpadded_batches(
         yield rows, inputs.batch(rows, length, device)
 
 
+def unpadded_order(inputs: EncodedInputs) -> np.ndarray:
+    """Return the order in which `unpadded_batches` yields the rows."""
+    return np.concatenate([rows for rows, _, _ in inference_batches(inputs, *CPU_CHUNK)])
+
+
 def map_rows(
     function: Callable[[dict[str, Tensor]], tuple[Tensor, ...]],
     inputs: EncodedInputs,
@@ -146,12 +152,24 @@ def map_rows(
     -------
     results : tuple of Tensor, each of length n
         On the CPU, in the order of the rows. A row's values depend on the row alone.
+
+    Raises
+    ------
+    NotFiniteError
+        If a value is NaN or infinite; it names the rows.
     """
     results: tuple[Tensor, ...] = ()
     for rows, batch in chunks(inputs, device, n_paths):
-        parts = [part[: len(rows)].cpu() for part in function(batch)]
+        try:
+            values = function(batch)
+        except NotFiniteError as error:  # the other rows of the batch only fill it up
+            raise inputs.refusal(rows[error.rows[error.rows < len(rows)]]) from None
+        parts = [part[: len(rows)].cpu() for part in values]
         if not results:
             results = tuple(part.new_empty((len(inputs), *part.shape[1:])) for part in parts)
         for result, part in zip(results, parts, strict=True):
             result[torch.from_numpy(rows)] = part
+    bad = [rows_not_finite(result) for result in results]
+    if any(map(len, bad)):
+        raise inputs.refusal(np.unique(np.concatenate(bad)))
     return results

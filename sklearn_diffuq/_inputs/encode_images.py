@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils import assert_all_finite
 
 from sklearn_diffuq._inputs.columns import Dense, Images, pixels_of
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+from sklearn_diffuq._inputs.not_finite import check_float32
 
 
 def encode_images(
@@ -48,7 +48,7 @@ def encode_images(
             )
         return EncodedInputs({"pixel_values": Images(items, transform)})
     array = _image_array(X)
-    assert_all_finite(array, input_name="X")
+    check_float32(array, "X")
     if n_channels is not None:
         array = _channels_first(array, n_channels, size)
         _check_image_shape(array.shape[1:], n_channels, size, "X")

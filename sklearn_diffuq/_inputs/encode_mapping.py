@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils import assert_all_finite
 
 from sklearn_diffuq._inputs.columns import Column, Dense, Ragged
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+from sklearn_diffuq._inputs.not_finite import check_float32
 
 
 def encode_mapping(X: Mapping, max_length: int | None = None, pad_id: int = 0) -> EncodedInputs:
@@ -66,7 +66,7 @@ def _mapping_values(value: Any, name: str) -> np.ndarray | list[np.ndarray]:
             f"The mapping's entry {name!r} must be an array of numbers with one row per sample, "
             f"got dtype {value.dtype} and shape {value.shape}."
         )
-    assert_all_finite(value, input_name=f"X[{name!r}]")
+    check_float32(value, f"X[{name!r}]")
     return value
 
 

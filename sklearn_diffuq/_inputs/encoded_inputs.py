@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sklearn_diffuq._inputs.columns import Column
+from sklearn_diffuq._inputs.not_finite import NotFiniteError, rows_not_finite
 
 
 class EncodedInputs:
@@ -29,7 +30,14 @@ class EncodedInputs:
     ----------
     lengths : ndarray of shape (n_rows,) or None
         Token count of each row of ragged text, None for other inputs.
+    numbers : ndarray of shape (n_rows,) or None
+        Number of each row in `source`; None means 0, 1, ..
+    source : str
+        Name of what the user gave, for messages.
     """
+
+    numbers: np.ndarray | None = None
+    source: str = "X"
 
     def __init__(self, columns: Mapping[str, Column], max_length: int | None = None) -> None:
         self._columns = columns
@@ -55,7 +63,32 @@ class EncodedInputs:
         """
         rows = np.asarray(rows, dtype=np.intp)
         columns = {name: column.take(rows) for name, column in self._columns.items()}
-        return EncodedInputs(columns, self.max_length)
+        numbers = rows if self.numbers is None else self.numbers[rows]
+        return EncodedInputs(columns, self.max_length).counted(numbers, self.source)
+
+    def counted(self, numbers: np.ndarray, source: str) -> "EncodedInputs":
+        """Set the numbers that messages name the rows by, and return the inputs themselves."""
+        self.numbers, self.source = numbers, source
+        return self
+
+    def refusal(self, rows: np.ndarray) -> NotFiniteError:
+        """Return the error for rows whose outputs are not finite, after a look at their inputs."""
+        inputs = self.batch(rows[:1])
+        bad = [name for name, x in inputs.items() if len(rows_not_finite(x))]
+        if bad:
+            what = (
+                f"The model's input {bad[0]!r} is not finite there, as preprocessing made it: a "
+                "constant image, for example, has no standard deviation to divide by. Correct the "
+                "preprocessing, or leave out these rows."
+            )
+        else:
+            what = (
+                "The model's outputs or states are not finite there, though its inputs are: they "
+                "may be too large for it, or its weights may be damaged. Scale the inputs as the "
+                "model was trained, repair the weights, or leave out these rows."
+            )
+        numbers = rows if self.numbers is None else self.numbers[rows]
+        return NotFiniteError(numbers, what, self.source)
 
     def batch(
         self, rows: ArrayLike, length: int | None = None, device: str | torch.device = "cpu"

@@ -1,6 +1,7 @@
 """Validating labels and weights, and choosing samples: splits, random subsets, indexing."""
 
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq.exceptions import CalibrationWarning
 
 MIN_CALIBRATION_ROWS = 20
+SHOWN = 10  # labels that a message names
 
 
 def check_rows(
@@ -42,6 +44,27 @@ def check_rows(
     if len(kept) < _num_samples(y):
         X = safe_indexing(X, kept)
     return X, labels, weight
+
+
+def check_n_samples(n_samples: Any) -> int:
+    """Return a number of draws, which may have been set after `fit`, or refuse it."""
+    is_int = isinstance(n_samples, Integral) and not isinstance(n_samples, bool)
+    if not is_int or n_samples < 1:
+        raise ValueError(f"n_samples must be an int of at least 1, got {n_samples!r}.")
+    return int(n_samples)
+
+
+def check_both(X_calibration: Any, y_calibration: Any) -> None:
+    """Refuse held-out rows without labels, and labels without rows."""
+    if (X_calibration is None) != (y_calibration is None):
+        raise ValueError("X_calibration and y_calibration belong together: give both, or neither.")
+
+
+def positive_rows(y: ArrayLike | None, sample_weight: ArrayLike | None) -> np.ndarray:
+    """Return the numbers of the rows that `check_rows` keeps; it checks the arguments."""
+    n = 0 if y is None else _num_samples(y)
+    weight = np.ones(n) if sample_weight is None else np.asarray(sample_weight)
+    return np.flatnonzero(weight) if weight.shape == (n,) else np.arange(n)
 
 
 def refuse_sparse(X: Any) -> None:
@@ -76,7 +99,7 @@ def check_labels(
     """
     if y is None:
         raise ValueError(f"{owner} requires y to be passed, but the target y is None.")
-    labels: np.ndarray = column_or_1d(y, warn=True)
+    labels: np.ndarray = column_or_1d(_without_missing_marks(y), warn=True)
     if len(labels) == 0:
         raise ValueError("Found array with 0 sample(s) while a minimum of 1 is required.")
     assert_all_finite(labels, input_name="y")
@@ -94,6 +117,15 @@ def check_labels(
             f"positive weight have one class, {labels[0]!r}."
         )
     return labels, weight, kept
+
+
+def _without_missing_marks(y: Any) -> Any:
+    """Return nullable integers and booleans of pandas as such: scikit-learn makes them floats."""
+    dtype: Any = getattr(y, "dtype", None)
+    is_nullable = hasattr(dtype, "numpy_dtype") and hasattr(y, "isna")
+    if is_nullable and dtype.kind in "bui" and not y.isna().any():
+        return y.to_numpy(dtype=dtype.numpy_dtype)
+    return y
 
 
 def class_indices(y: np.ndarray, classes: np.ndarray) -> np.ndarray:
@@ -156,26 +188,6 @@ def stratified_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndar
     return np.setdiff1d(np.arange(len(y)), held), held
 
 
-Rows = tuple[Any, np.ndarray, np.ndarray]  # X, y and weights, as `check_rows` returns them
-
-
-def check_calibration(X: Any, y: ArrayLike | None) -> Rows | None:
-    """Return the held-out rows that `fit` was given, None if it was given none."""
-    if (X is None) != (y is None):
-        raise ValueError("X_calibration and y_calibration belong together: give both, or neither.")
-    return None if X is None else check_rows(X, y, None)
-
-
-def hold_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Return the rows to train on and those to calibrate on; see `calibration_split`."""
-    X, y, weight = rows
-    train, held = (
-        (safe_indexing(X, part), y[part], weight[part])
-        for part in calibration_split(y, fraction, seed)
-    )
-    return train, held
-
-
 def calibration_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return a `stratified_split` whose held-out part is not empty; warn where it is small."""
     train, held = stratified_split(y, fraction, seed)
@@ -185,14 +197,28 @@ def calibration_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.nda
             f"{len(y)} samples rounds to none in every class. Give more rows, a larger "
             "validation_fraction, or X_calibration and y_calibration."
         )
-    if len(held) < MIN_CALIBRATION_ROWS:
-        warn_user(
-            f"Only {len(held)} rows are held out for calibration; fewer than "
-            f"{MIN_CALIBRATION_ROWS} say little about temperature and noise. Give more rows, a "
-            "larger validation_fraction, or X_calibration and y_calibration.",
-            CalibrationWarning,
-        )
+    way_out = ", a larger validation_fraction, or X_calibration and y_calibration"
+    warn_of_few_rows(y[held], np.unique(y), way_out)
     return train, held
+
+
+def warn_of_few_rows(y_held: np.ndarray, classes: np.ndarray, way_out: str) -> None:
+    """Say what few held-out rows, or none of some class, leave without calibration."""
+    said = []
+    if len(y_held) < MIN_CALIBRATION_ROWS:
+        said.append(
+            f"Only {len(y_held)} rows are held out for calibration; fewer than "
+            f"{MIN_CALIBRATION_ROWS} say little about the temperature and are too few for noise."
+        )
+    missing = np.setdiff1d(classes, y_held).tolist()
+    if missing:
+        dots = ", .." if len(missing) > SHOWN else ""
+        said.append(
+            f"No row of the class(es) {', '.join(map(repr, missing[:SHOWN]))}{dots} is held out: "
+            "their probabilities are calibrated by rows of other classes alone."
+        )
+    if said:
+        warn_user(f"{' '.join(said)} Give more rows{way_out}.", CalibrationWarning)
 
 
 def random_rows(n: int, n_rows: int, seed: int, *, shuffle: bool = False) -> np.ndarray:

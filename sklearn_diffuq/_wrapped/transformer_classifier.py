@@ -15,6 +15,7 @@ from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.classes import match_columns
 from sklearn_diffuq._backbones.loading import ModelInputs, load_model, load_preprocessor
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
+from sklearn_diffuq._inputs.not_finite import rows_blamed, rows_not_finite
 from sklearn_diffuq._inputs.rows import check_labels, class_indices
 from sklearn_diffuq._state import State
 from sklearn_diffuq._training.classification import cross_entropy, fit_classifier
@@ -82,7 +83,9 @@ class TransformerClassifier(BackboneClassifier):
     -----
     ReadoutWarning
         If the head does not fit the labels, or there is none: a logistic regression on the
-        layer-normalised token mean takes its place.
+        layer-normalised token mean takes its place. Also if it fits but there is doubt: names that
+        differ in case, labels 0, 1, .. of a head that has more outputs, or text that sorts "10"
+        before "2" for a model without names.
 
     See Also
     --------
@@ -90,9 +93,10 @@ class TransformerClassifier(BackboneClassifier):
 
     Notes
     -----
-    A label gets the logit of its name in ``model.config.id2label``; else, labels that are integers
-    from 0 to the number of logits minus 1 get the logit of their number; else, if the model names
-    no classes and there are as many labels as logits, they are taken in sorted order.
+    A label gets the logit of its name in ``model.config.id2label``, exactly or else without regard
+    to case; else, labels that are integers from 0 to the number of logits minus 1 get the logit of
+    their number; else, if the model names no classes and there are as many labels as logits, they
+    are taken in sorted order. Numbers match names as integers, also where they are floats.
 
     Pixels of uint8 arrays are divided by 255; other arrays are taken as they are. Give them scaled
     as the model was trained, or a `preprocessor`.
@@ -310,13 +314,20 @@ class TransformerClassifier(BackboneClassifier):
             rows = np.unique([inputs.lengths.argmin(), inputs.lengths.argmax(), *rows])
         rows = rows if len(rows) > 1 else np.repeat(rows, 2)
         backbone = Backbone(self.module_, blocks=self.blocks)
-        self.backbone_ = backbone.probe(inputs.batch(rows, device=backbone.device))
+        batch = inputs.batch(rows, device=backbone.device)
+        for values in batch.values():
+            bad = rows_not_finite(values)
+            if len(bad):
+                raise inputs.refusal(np.unique(rows[bad]))
+        self.backbone_ = backbone.probe(batch)
 
     def _align(self, training):
         """Choose the logits of the classes, or fit a new readout where the head does not fit."""
         backbone, native, classes = self.backbone_, self.backbone_.n_outputs, self.classes_
         names = getattr(getattr(self.module_, "config", None), "id2label", None)
-        columns = match_columns(classes, native, names)
+        columns, doubt = match_columns(classes, native, names)
+        if doubt is not None:
+            warn_user(doubt, ReadoutWarning)
         if columns is not None:
             # no copy of the logits where all are kept in their order
             backbone.columns = None if columns == list(range(native)) else columns
@@ -338,18 +349,18 @@ class TransformerClassifier(BackboneClassifier):
             trained.append(self.backbone_.custom_readout)
         for parameter in trained.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
-        return fit_classifier(
-            trained,
-            cross_entropy(self.backbone_.logits),
-            training,
-            None,
-            self.batch_size,
-            LoopOptions(
-                max_epochs=self.max_epochs,
-                lr=self.lr,
-                weight_decay=self.weight_decay,
-                device=self.backbone_.device,
-                seed=seed,
-                verbose=self.verbose,
-            ),
+        options = LoopOptions(
+            max_epochs=self.max_epochs,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            device=self.backbone_.device,
+            seed=seed,
+            verbose=self.verbose,
         )
+        backbone, loss = self.backbone_, cross_entropy(self.backbone_.logits)
+
+        def check():
+            backbone.map_rows(backbone.logits, training.inputs)
+
+        with rows_blamed(check, len(training)):
+            return fit_classifier(trained, loss, training, None, self.batch_size, options)

@@ -5,6 +5,7 @@ from abc import abstractmethod
 import numpy as np
 import torch
 
+from sklearn_diffuq._inputs.rows import check_n_samples
 from sklearn_diffuq._training.classification import cross_entropy
 from sklearn_diffuq._training.seeds import own_torch_seed
 from sklearn_diffuq.baselines._backbone_modules import count_parameters
@@ -71,7 +72,7 @@ class AttentionClassifier(SamplingClassifier):
         start, context = backbone.embed(batch)
         start = backbone.advance(start, context, stop=first)
         samples = []
-        for sample in range(self.n_samples):
+        for sample in range(check_n_samples(self.n_samples)):
             for attention in self._attentions:
                 attention.sample = sample
             samples.append(backbone.readout(backbone.advance(start, context, first), context))

@@ -11,11 +11,8 @@ from sklearn.utils import check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
-from sklearn_diffuq._inputs.rows import (
-    check_calibration,
-    check_rows,
-    hold_out,
-)
+from sklearn_diffuq._inputs.parts import parts_of
+from sklearn_diffuq._inputs.rows import check_both, check_rows
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._wrapped.from_probabilities import FromProbabilities
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
@@ -87,11 +84,14 @@ class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC)
         BackboneError
             If the model cannot be cut into embedding, blocks and readout.
         """
-        held = check_calibration(X_calibration, y_calibration)
-        rows = check_rows(X, y, sample_weight)
+        check_both(X_calibration, y_calibration)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        if self._needs_held_out and held is None:
-            rows, held = hold_out(rows, self.validation_fraction, seed)
+        if self._needs_held_out:
+            given, held_out = (X, y, sample_weight), (X_calibration, y_calibration)
+            parts = parts_of(given, held_out, self.validation_fraction, seed)
+            rows, held = (part.rows for part in parts)
+        else:
+            rows = check_rows(X, y, sample_weight)
         self.wrapped_, training = self._wrap(rows, seed)
         self.classes_ = self.wrapped_.classes_
         copy_features(self.wrapped_, self)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval
 
+from sklearn_diffuq._inputs.rows import check_n_samples
 from sklearn_diffuq.baselines._backbone_modules import count_parameters, modules_of
 from sklearn_diffuq.baselines._base import COMMON, SamplingClassifier
 
@@ -105,11 +106,11 @@ class MCDropoutClassifier(SamplingClassifier):
 
     def _sample_logits(self, X):
         backbone = self.wrapped_.backbone_
-        masks = Masks(self.p, self._seed)
+        masks, n_samples = Masks(self.p, self._seed), check_n_samples(self.n_samples)
 
         def logits(batch):
             samples = []
-            for k in range(self.n_samples):
+            for k in range(n_samples):
                 masks.sample = k
                 samples.append(backbone.logits(batch))
             return torch.stack(samples, 1)

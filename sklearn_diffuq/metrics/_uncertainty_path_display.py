@@ -2,11 +2,13 @@
 
 import numpy as np
 
-from sklearn_diffuq.metrics._axes import axes_or_new, integer_ticks
+from sklearn_diffuq.metrics._axes import axes_or_new, integer_ticks, text_color
 
 
 class UncertaintyPathDisplay:
     """State variance along the diffusion path: median over samples, and a quantile band.
+
+    Where all of it is zero, the axes say that the path has no noise.
 
     Parameters
     ----------
@@ -120,6 +122,14 @@ class UncertaintyPathDisplay:
         )
         ax.set(xlabel="Diffusion step", ylabel="State variance")
         integer_ticks(ax)
+        if not variance.any():
+            ax.annotate(
+                "zero: the path has no noise",
+                (0.5, 0.6),
+                xycoords="axes fraction",
+                ha="center",
+                color=text_color(ax),
+            )
         if name is not None:
             ax.legend(loc="best", fontsize="small")
         self.ax_, self.figure_ = ax, ax.figure

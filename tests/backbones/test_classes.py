@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -38,10 +40,54 @@ NAMED = {0: "neg", 1: "neutral", 2: "pos"}
         ([0, 1, 2, 3], 3, None, None),
         ([0.5, 1.0], 3, None, None),
         ([0, 1], None, None, None),
+        ([1.0, 2.0, 3.0, 4.0], 5, {i: str(i + 1) for i in range(5)}, [0, 1, 2, 3]),
+        ([0.0, 1.0], 3, {0: "-1", 1: "0", 2: "1"}, [1, 2]),
+        ([1, 2], 2, {0: "2.0", 1: "1.0"}, [1, 0]),
+        ([1.5, 2.0], 2, {0: "2", 1: "1.5"}, [1, 0]),
+        ([False, True], 2, {0: "True", 1: "False"}, [1, 0]),
+        (["LABEL_0", "LABEL_10", "LABEL_2"], 11, {i: f"LABEL_{i}" for i in range(11)}, [0, 10, 2]),
+        (["good", "GOOD"], 2, {0: "good", 1: "bad"}, None),
+        (["good", "bad"], 3, {0: "Good", 1: "GOOD", 2: "bad"}, None),  # which one?
     ],
 )
 def test_columns(labels, n_outputs, names, expected):
-    assert match_columns(np.array(labels), n_outputs, names) == expected
+    assert match_columns(np.array(labels), n_outputs, names).columns == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "n_outputs", "names", "expected", "doubt"),
+    [
+        (["Negative", "positive"], 2, {0: "POSITIVE", 1: "NEGATIVE"}, [1, 0], "'NEGATIVE'"),
+        ([False, True], 2, {0: "true", 1: "false"}, [1, 0], "True as 'true'"),
+        (range(10), 1000, None, list(range(10)), "1000 outputs.*only 10 labels.*left out"),
+        ([0, 1], 3, NAMED, [0, 1], "3 outputs"),
+        ([1.0, 2.0], 5, None, [1, 2], "5 outputs"),
+        ([str(i) for i in range(11)], 11, None, list(range(11)), "'0', '1', '10', '2'"),
+        ([f"c{i}" for i in range(12)], 12, GENERIC, list(range(12)), "'c0', 'c1', 'c10'"),
+    ],
+)
+def test_a_match_in_doubt_says_why(labels, n_outputs, names, expected, doubt):
+    match = match_columns(np.unique(labels), n_outputs, names)
+    assert match.columns == expected
+    assert re.search(doubt, match.doubt)
+
+
+@pytest.mark.parametrize(
+    ("labels", "n_outputs", "names"),
+    [
+        ([2, 3, 7], 10, None),  # no one counts like that: the numbers are the model's
+        (["neg", "pos"], 3, NAMED),
+        (range(12), 12, None),
+        ([f"{i:02d}" for i in range(12)], 12, None),
+        (["1", "2", "b"], 3, None),
+        ([-1, 1], 2, None),
+        ([0, 1], 1, None),
+    ],
+)
+def test_a_plain_match_raises_no_doubt(labels, n_outputs, names):
+    match = match_columns(np.unique(labels), n_outputs, names)
+    assert match.columns is not None
+    assert match.doubt is None
 
 
 def backbone_and_batch(n_outputs):

@@ -45,6 +45,16 @@ def test_without_dropout_it_is_the_wrapped_model(images):
     np.testing.assert_allclose(clf.predict_proba(images.X_test), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("n_samples", [0, "8", 2.0])
+def test_a_number_of_samples_that_is_none_is_refused_after_the_fit(images, n_samples):
+    clf = make("MCDropoutClassifier", FrozenEstimator(images.trained), n_samples=2)
+    clf.fit(images.X, images.y).set_params(n_samples=n_samples)
+    with pytest.raises(
+        ValueError, match=f"n_samples must be an int of at least 1, got {n_samples!r}"
+    ):
+        clf.predict_proba(images.X_test)
+
+
 def test_the_models_own_places_are_used():
     backbone, batch = text()
     masks = Masks(p=0.4, seed=0)

@@ -183,3 +183,10 @@ def test_labels_get_the_position_of_their_class(classes, y):
 def test_unknown_labels_are_named(unknown):
     with pytest.raises(ValueError, match=rf"\['{unknown}'\] are unknown.*\['b', 'a'\]"):
         class_indices(np.array(["a", unknown]), np.array(["b", "a"]))
+
+
+def test_classes_that_are_not_held_out_are_named():
+    y = np.r_[np.zeros(60), np.ones(60), 2, 3, 3].astype(int)
+    with pytest.warns(CalibrationWarning, match=r"No row of the class\(es\) 2, 3 is held out"):
+        _, held = calibration_split(y, 0.25, 0)
+    assert set(y[held]) == {0, 1}

@@ -44,3 +44,10 @@ def test_path_of_an_estimator_and_overlay(variance, plt):
 def test_path_refuses_other_shapes(bad):
     with pytest.raises(ValueError, match=r"\(n_samples, n_steps\)"):
         UncertaintyPathDisplay(bad).plot()
+
+
+def test_a_variance_of_zero_is_explained_on_the_axes():
+    zero = UncertaintyPathDisplay.from_predictions(np.zeros((5, 3)))
+    assert [text.get_text() for text in zero.ax_.texts] == ["zero: the path has no noise"]
+    some = UncertaintyPathDisplay.from_predictions(np.eye(5, 3))
+    assert not some.ax_.texts

@@ -167,6 +167,37 @@ def test_named_classes_keep_their_logit():
     assert (named.decision_function(texts) == -numbered.decision_function(texts)).all()
 
 
+@pytest.mark.parametrize("dtype", ["Int64", "boolean", "float64", "bool[pyarrow]"])
+def test_nullable_labels_match_names_as_plain_ones(dtype):
+    if "pyarrow" in dtype:
+        pytest.importorskip("pyarrow")
+    texts, y = make_texts()
+    names = {0: "True", 1: "False"} if "bool" in dtype else {0: "1", 1: "0"}
+    model = make_bert(id2label=names, label2id={name: i for i, name in names.items()})
+    clf = text_classifier(model).fit(texts, pd.Series(y).astype(dtype))
+    assert clf.classes_.dtype.kind == {"I": "i", "b": "b", "f": "f"}[dtype[0]]
+    by_number = text_classifier(make_bert()).fit(texts, y)
+    assert (clf.decision_function(texts) == -by_number.decision_function(texts)).all()
+
+
+def test_names_in_another_case_keep_their_logit_and_it_is_said():
+    texts, y = make_texts()
+    names = {0: "POSITIVE", 1: "NEGATIVE"}
+    model = make_bert(id2label=names, label2id={"POSITIVE": 0, "NEGATIVE": 1})
+    with pytest.warns(ReadoutWarning, match="'negative' as 'NEGATIVE'") as warned:
+        clf = text_classifier(model).fit(texts, np.array(["negative", "positive"])[y])
+    assert warned[0].filename == __file__
+    assert clf.backbone_.custom_readout is None
+    assert clf.backbone_.columns == [1, 0]
+
+
+def test_the_first_outputs_of_a_large_head_are_not_taken_without_a_word():
+    X, y = make_images(60)
+    with pytest.warns(ReadoutWarning, match="30 outputs, but there are only 10 labels"):
+        clf = TransformerClassifier(make_vit(30), device="cpu").fit(X, y)
+    assert clf.backbone_.columns == list(range(10))
+
+
 def test_logits_of_absent_classes_are_left_out():
     X, y = make_images(300)
     kept = np.isin(y, [2, 3, 7])
