@@ -69,6 +69,24 @@ class Ragged:
         return torch.from_numpy(padded)
 
 
+class Mask:
+    """The attention mask of ragged columns: 1 for a token, 0 for padding."""
+
+    def __init__(self, lengths: np.ndarray) -> None:
+        self.lengths = lengths
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def take(self, rows: np.ndarray) -> "Mask":
+        return Mask(self.lengths[rows])
+
+    def tensor(self, rows: np.ndarray, length: int | None) -> Tensor:
+        lengths = self.lengths[rows, None]
+        mask = np.arange(lengths.max() if length is None else length) < lengths
+        return torch.from_numpy(mask.astype(np.int64))
+
+
 class Images:
     """Images turned into pixels one by one, when a batch is made."""
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from sklearn.utils import assert_all_finite
 
-from sklearn_diffuq._inputs.columns import Column, Dense, Ragged
+from sklearn_diffuq._inputs.columns import Column, Dense, Mask, Ragged
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
 
 
@@ -27,7 +27,7 @@ def encode_mapping(X: Mapping, max_length: int | None = None, pad_id: int = 0) -
     Returns
     -------
     inputs : EncodedInputs
-        Batches with the names of the mapping.
+        Batches with the names of the mapping, in its order.
     """
     values = {str(name): _mapping_values(value, name) for name, value in X.items()}
     if not values:
@@ -37,10 +37,12 @@ def encode_mapping(X: Mapping, max_length: int | None = None, pad_id: int = 0) -
         raise ValueError(f"The arrays of the mapping have different numbers of rows: {counts}.")
     if "input_ids" not in values:
         return EncodedInputs({name: Dense(np.asarray(v)) for name, v in values.items()})
-    spans = _token_spans(values["input_ids"], values.pop("attention_mask", None))
+    spans = _token_spans(values["input_ids"], values.get("attention_mask"))
     columns: dict[str, Column] = {}
     for name, value in values.items():
-        if all(np.shape(v) == np.shape(ids) for v, ids in zip(value, values["input_ids"])):
+        if name == "attention_mask":
+            columns[name] = Mask(np.array([b - a for a, b in spans]))
+        elif all(np.shape(v) == np.shape(ids) for v, ids in zip(value, values["input_ids"])):
             items = [np.asarray(v[a:b], dtype=np.int32) for v, (a, b) in zip(value, spans)]
             columns[name] = Ragged(items, pad_id if name == "input_ids" else 0)
         else:

@@ -4,7 +4,7 @@ Nothing of size samples x tokens or samples x pixels is ever built: token ids st
 transforms run per batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from sklearn_diffuq._inputs.columns import Column
+from sklearn_diffuq._inputs.columns import Column, Mask
 
 
 class EncodedInputs:
@@ -21,7 +21,8 @@ class EncodedInputs:
     Parameters
     ----------
     columns : dict of str to column
-        One column for each model input, all with the same number of rows.
+        One column for each model input, all with the same number of rows. Ragged text without an
+        ``attention_mask`` gets one at the end.
     max_length : int, default=None
         The longest text the model can read, in tokens.
 
@@ -32,13 +33,24 @@ class EncodedInputs:
     """
 
     def __init__(self, columns: Mapping[str, Column], max_length: int | None = None) -> None:
-        self._columns = columns
         self.max_length = max_length
         ragged = [c.lengths for c in columns.values() if c.lengths is not None]
         self.lengths = ragged[0] if ragged else None
+        if self.lengths is not None and "attention_mask" not in columns:
+            columns = {**columns, "attention_mask": Mask(self.lengths)}
+        self._columns = columns
 
     def __len__(self) -> int:
         return len(next(iter(self._columns.values())))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the model inputs, in the order of a batch."""
+        return list(self._columns)
+
+    def in_order(self, names: Sequence[str]) -> "EncodedInputs":
+        """Return the same inputs in another order."""
+        return EncodedInputs({name: self._columns[name] for name in names}, self.max_length)
 
     def take(self, rows: ArrayLike) -> "EncodedInputs":
         """Return the given rows, in the given order, as new inputs.
@@ -80,9 +92,6 @@ class EncodedInputs:
         if self.lengths is not None and length is None:
             length = int(self.lengths[rows].max())
         batch = {name: column.tensor(rows, length) for name, column in self._columns.items()}
-        if self.lengths is not None and length is not None:
-            mask = np.arange(length) < self.lengths[rows, None]
-            batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
         return {name: tensor.to(device) for name, tensor in batch.items()}
 
 

@@ -13,6 +13,7 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _num_samples, check_consistent_length
 
 from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._backbones.calling import inner_model
 from sklearn_diffuq._backbones.classes import match_columns
 from sklearn_diffuq._backbones.loading import ModelInputs, load_model, load_preprocessor
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
@@ -34,8 +35,9 @@ class TransformerClassifier(BackboneClassifier):
     Parameters
     ----------
     model : torch.nn.Module or str
-        A Hugging Face model, a timm model or any module with a list of transformer blocks; or the
-        directory or name of a Hugging Face model, or the name of a timm model. The model given is
+        A Hugging Face model, a timm model or any module with a list of transformer blocks, also
+        inside of ``DataParallel``, ``torch.compile`` or PEFT; or the directory or name of a Hugging
+        Face model, the directory of a PEFT adapter, or the name of a timm model. The model given is
         never changed.
     preprocessor : tokenizer, callable, str or None, default=None
         For raw text, a Hugging Face tokenizer. For images, a Hugging Face image processor or a
@@ -226,9 +228,10 @@ class TransformerClassifier(BackboneClassifier):
             preprocessor = load_preprocessor(preprocessor, is_image)
         self._encoder = ModelEncoder(model, preprocessor, self.max_length)
         pad_id = self._encoder.reads.pad_id
-        if pad_id is None and type(model).__name__.endswith("SequenceClassification"):
+        name = type(inner_model(model)).__name__
+        if pad_id is None and name.endswith("SequenceClassification"):
             raise ValueError(
-                f"{type(model).__name__} has no `config.pad_token_id`, so it cannot find the last "
+                f"{name} has no `config.pad_token_id`, so it cannot find the last "
                 "token of a text. Set `model.config.pad_token_id = tokenizer.pad_token_id`, or to "
                 "the end-of-text token if the tokenizer has no padding token."
             )
@@ -246,7 +249,8 @@ class TransformerClassifier(BackboneClassifier):
         is_object = given is not None and not isinstance(given, str)
         state = super().to_state()
         name = type(given).__name__ if is_object else None
-        return State(state.config | {"preprocessor": name}, state.tensors)
+        own = {"preprocessor": name, "input_order": self._encoder.order}
+        return State(state.config | own, state.tensors)
 
     @classmethod
     def from_state(cls, state, classes, *, model=None, preprocessor=None):
@@ -279,6 +283,7 @@ class TransformerClassifier(BackboneClassifier):
         given = {name: value for name, value in given.items() if value is not None}
         clf = cls(**state.config["params"] | given)
         clf._set_model(clf._available_device())
+        clf._encoder.order = state.config.get("input_order")
         return clf._restore(state, classes, clf.module_)
 
     def _owns_weights(self):
@@ -296,7 +301,8 @@ class TransformerClassifier(BackboneClassifier):
     def _align(self, training):
         """Choose the logits of the classes, or fit a new readout where the head does not fit."""
         backbone, native, classes = self.backbone_, self.backbone_.n_outputs, self.classes_
-        names = getattr(getattr(self.module_, "config", None), "id2label", None)
+        config = getattr(inner_model(self.module_), "config", None)
+        names = getattr(config, "id2label", None)
         columns = match_columns(classes, native, names)
         if columns is not None:
             # no copy of the logits where all are kept in their order
