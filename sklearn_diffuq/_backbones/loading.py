@@ -1,7 +1,8 @@
 """Loading a model by name, and what a model can read."""
 
+import contextlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,8 @@ class ModelInputs:
         Channels of its images.
     image_size : tuple of (int, int) or None
         Height and width of its images, in pixels.
+    n_ids : dict of str to int
+        How many ids a text model knows, for each input of ids.
     """
 
     kind: str = "any"
@@ -138,6 +141,7 @@ class ModelInputs:
     pad_id: int | None = None
     n_channels: int | None = None
     image_size: tuple[int, int] | None = None
+    n_ids: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module) -> "ModelInputs":
@@ -145,7 +149,8 @@ class ModelInputs:
         model = inner_model(model)
         config = getattr(model, "config", None)
         if getattr(model, "main_input_name", None) == "input_ids" and config is not None:
-            return cls("text", _n_positions(model, config), getattr(config, "pad_token_id", None))
+            pad_id = getattr(config, "pad_token_id", None)
+            return cls("text", _n_positions(model, config), pad_id, n_ids=_n_ids(model))
         convolution = next((m for m in model.modules() if isinstance(m, torch.nn.Conv2d)), None)
         if convolution is None:
             return cls()
@@ -166,3 +171,16 @@ def _n_positions(model: nn.Module, config: Any) -> int | None:
             taken = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - taken
     return n_positions
+
+
+def _n_ids(model: nn.Module) -> dict[str, int]:
+    """Return the sizes of the embeddings of tokens and of token types."""
+    modules = list(model.named_modules())
+    with contextlib.suppress(NotImplementedError, AttributeError):
+        modules.append(("word_embeddings", model.get_input_embeddings()))  # type: ignore[operator]
+    inputs = {"word_embeddings": "input_ids", "token_type_embeddings": "token_type_ids"}
+    return {
+        inputs[name.rpartition(".")[2]]: module.num_embeddings
+        for name, module in modules
+        if name.rpartition(".")[2] in inputs and isinstance(module, torch.nn.Embedding)
+    }

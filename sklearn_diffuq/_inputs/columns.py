@@ -49,21 +49,27 @@ class Dense:
 
 
 class Ragged:
-    """Rows of different lengths, padded on the right when a batch is made."""
+    """Values of tokens, a different number in each row, padded on the right in a batch.
 
-    def __init__(self, items: list[np.ndarray], pad: int) -> None:
+    Items have the shape (t, ...). They become float32 if any of them holds floats, else int64.
+    """
+
+    def __init__(self, items: list[np.ndarray], pad: int, dtype: type | None = None) -> None:
         self.items, self.pad = items, pad
+        is_float = any(item.dtype.kind == "f" for item in items)
+        self.dtype = dtype or (np.float32 if is_float else np.int64)
         self.lengths = np.fromiter((len(item) for item in items), dtype=np.int64, count=len(items))
 
     def __len__(self) -> int:
         return len(self.items)
 
     def take(self, rows: np.ndarray) -> "Ragged":
-        return Ragged([self.items[i] for i in rows], self.pad)
+        return Ragged([self.items[i] for i in rows], self.pad, self.dtype)
 
     def tensor(self, rows: np.ndarray, length: int | None) -> Tensor:
         length = max(len(self.items[i]) for i in rows) if length is None else length
-        padded = np.full((len(rows), length), self.pad, dtype=np.int64)
+        trailing = self.items[rows[0]].shape[1:]
+        padded = np.full((len(rows), length, *trailing), self.pad, dtype=self.dtype)
         for out, i in zip(padded, rows):
             out[: len(self.items[i])] = self.items[i]
         return torch.from_numpy(padded)

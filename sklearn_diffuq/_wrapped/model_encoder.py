@@ -49,9 +49,10 @@ class ModelEncoder:
     def _encode(self, owner, X, reset):
         kind, reads = input_kind(X), self.reads
         if kind == "mapping":
-            inputs = encode_mapping(X, reads.max_length, reads.pad_id or 0)
+            inputs = encode_mapping(X, reads.max_length, reads.pad_id or 0, reads.n_ids)
         elif kind == "text":
-            inputs = encode_text(X, self._tokenizer(), self._longest_text(), reads.pad_id)
+            longest = self._longest_text()
+            inputs = encode_text(X, self._tokenizer(), longest, reads.pad_id, reads.n_ids)
         elif reads.kind == "text" or _is_tokenizer(self.preprocessor):
             raise ValueError(
                 f"{self.name} reads text, but X is a {type(X).__name__} of {kind}. Give a "
