@@ -24,7 +24,7 @@ def encode_mapping(
     ----------
     X : dict, BatchEncoding or SliceDict
         One array (or list) for each model input. With ``input_ids``, only the places where
-        ``attention_mask`` is 1 are kept: padding is redone, on the right. So it is for entries with
+        ``attention_mask`` is 1 are kept: padding is redone. So it is for entries with
         one value, or one array, for each token.
     max_length : int, default=None
         Longest sequence that the model can read; a longer row is an error.

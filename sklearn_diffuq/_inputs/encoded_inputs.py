@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from sklearn_diffuq._inputs.columns import Column, Mask
+from sklearn_diffuq._inputs.columns import Column, Mask, Ragged
 
 
 class EncodedInputs:
@@ -51,6 +51,14 @@ class EncodedInputs:
     def in_order(self, names: Sequence[str]) -> "EncodedInputs":
         """Return the same inputs in another order."""
         return EncodedInputs({name: self._columns[name] for name in names}, self.max_length)
+
+    def padded_left(self) -> "EncodedInputs":
+        """Return the same inputs, with what is ragged padded on the left instead of the right."""
+        columns = {
+            name: column.padded_left() if isinstance(column, (Ragged, Mask)) else column
+            for name, column in self._columns.items()
+        }
+        return EncodedInputs(columns, self.max_length)
 
     def take(self, rows: ArrayLike) -> "EncodedInputs":
         """Return the given rows, in the given order, as new inputs.

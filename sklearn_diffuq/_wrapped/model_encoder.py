@@ -30,13 +30,15 @@ class ModelEncoder:
     ----------
     order : list of str or None
         Names of the inputs of `fit`, if the model gets them by position.
+    pad_left : bool
+        Whether texts are padded on the left.
     """
 
     def __init__(self, model, preprocessor, max_length):
         self.name = type(model).__name__
         self.reads = ModelInputs.of(model)
         self.preprocessor, self.max_length = preprocessor, max_length
-        self.order = None
+        self.order, self.pad_left = None, False
 
     def fit_transform(self, owner, X):
         """Return the samples as `EncodedInputs`; the features of a table are set on `owner`."""
@@ -64,6 +66,7 @@ class ModelEncoder:
             inputs = encode_table(validate_data(owner, X, reset=reset, dtype=np.float32))
         if len(inputs) == 0:
             raise ValueError("Found input with 0 sample(s) while a minimum of 1 is required.")
+        inputs = inputs.padded_left() if self.pad_left else inputs
         if goes_by_order(owner.module_, inputs.names):
             return self._ordered(owner.module_, X if kind == "mapping" else {}, inputs, reset)
         return inputs

@@ -23,6 +23,7 @@ from sklearn_diffuq._training.classification import cross_entropy, fit_classifie
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier, resolve_device
 from sklearn_diffuq._wrapped.model_encoder import ModelEncoder
+from sklearn_diffuq._wrapped.padding import needs_left_padding
 from sklearn_diffuq.exceptions import ReadoutWarning
 
 
@@ -213,8 +214,8 @@ class TransformerClassifier(BackboneClassifier):
         inputs = self._encoder.fit_transform(self, X)
         check_consistent_length(np.empty(len(inputs)), np.empty(n))
         self.classes_ = np.unique(y)
-        training = LabelledInputs.of(inputs.take(kept), class_indices(y, self.classes_), weight)
-        self._cut(training.inputs)
+        inputs = self._cut(inputs.take(kept))
+        training = LabelledInputs.of(inputs, class_indices(y, self.classes_), weight)
         self._align(training)
         self.history_ = self._train(training, seed) if self.finetune else []
         return training
@@ -249,7 +250,11 @@ class TransformerClassifier(BackboneClassifier):
         is_object = given is not None and not isinstance(given, str)
         state = super().to_state()
         name = type(given).__name__ if is_object else None
-        own = {"preprocessor": name, "input_order": self._encoder.order}
+        own = {
+            "preprocessor": name,
+            "input_order": self._encoder.order,
+            "pad_left": self._encoder.pad_left,
+        }
         return State(state.config | own, state.tensors)
 
     @classmethod
@@ -284,19 +289,27 @@ class TransformerClassifier(BackboneClassifier):
         clf = cls(**state.config["params"] | given)
         clf._set_model(clf._available_device())
         clf._encoder.order = state.config.get("input_order")
+        clf._encoder.pad_left = state.config.get("pad_left", False)
         return clf._restore(state, classes, clf.module_)
 
     def _owns_weights(self):
         return self.finetune
 
     def _cut(self, inputs):
-        """Cut the model on a few samples; the shortest and the longest text ensure padding."""
+        """Cut the model on a few samples, and return all with padding on the model's side.
+
+        The shortest and the longest text ensure padding.
+        """
         rows = np.arange(min(len(inputs), 4))
         if inputs.lengths is not None:
             rows = np.unique([inputs.lengths.argmin(), inputs.lengths.argmax(), *rows])
         rows = rows if len(rows) > 1 else np.repeat(rows, 2)
         backbone = Backbone(self.module_, blocks=self.blocks)
         self.backbone_ = backbone.probe(inputs.batch(rows, device=backbone.device))
+        if needs_left_padding(backbone, inputs):
+            self._encoder.pad_left, inputs = True, inputs.padded_left()
+            backbone.probe(inputs.batch(rows, device=backbone.device))
+        return inputs
 
     def _align(self, training):
         """Choose the logits of the classes, or fit a new readout where the head does not fit."""
