@@ -14,6 +14,7 @@ from sklearn_diffuq._inputs.rows import (
     check_rows,
     safe_indexing,
 )
+from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._path.time_grid import step_counts
 from sklearn_diffuq._persistence.mixin import PersistenceMixin
 from sklearn_diffuq._predictions import PredictionMixin
@@ -316,13 +317,14 @@ class DiffusionCalibratedClassifier(
             calibration = check_rows(X_calibration, y_calibration, None)
         if isinstance(self.estimator, torch.nn.Module):
             check_precision(self.estimator)  # before it meets rows of another precision
-        wrapped, training = fit_wrapped(self, X, y, sample_weight, seed, self.memory)
-        check_precision(wrapped.backbone_.module)
-        held_out = label(wrapped, *calibration)
-        wrapped = choose_readout(wrapped, self.readout, training)
-        backbone = wrapped.backbone_
-        with backbone.frozen():
-            fitted = fit_path(backbone, training, held_out, self._options(backbone, seed))
+        with own_torch_state():
+            wrapped, training = fit_wrapped(self, X, y, sample_weight, seed, self.memory)
+            check_precision(wrapped.backbone_.module)
+            held_out = label(wrapped, *calibration)
+            wrapped = choose_readout(wrapped, self.readout, training)
+            backbone = wrapped.backbone_
+            with backbone.frozen():
+                fitted = fit_path(backbone, training, held_out, self._options(backbone, seed))
         self._set_fitted(wrapped, fitted)
         return self
 

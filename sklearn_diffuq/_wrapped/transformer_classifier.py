@@ -18,6 +18,7 @@ from sklearn_diffuq._backbones.classes import match_columns
 from sklearn_diffuq._backbones.loading import ModelInputs, load_model, load_preprocessor
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.rows import check_labels, class_indices
+from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._state import State
 from sklearn_diffuq._training.classification import cross_entropy, fit_classifier
 from sklearn_diffuq._training.loop_options import LoopOptions
@@ -196,7 +197,8 @@ class TransformerClassifier(BackboneClassifier):
         BackboneError
             If the model cannot be cut into embedding, blocks and readout.
         """
-        self.fit_encode(X, y, sample_weight)
+        with own_torch_state():
+            self.fit_encode(X, y, sample_weight)
         return self
 
     def fit_encode(self, X, y, sample_weight=None):

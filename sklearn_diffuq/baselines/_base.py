@@ -12,6 +12,7 @@ from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_diffuq._inputs.rows import calibration_split, check_rows, safe_indexing
+from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._wrapped.from_probabilities import FromProbabilities
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
@@ -94,12 +95,13 @@ class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC)
             rows, held = ([safe_indexing(part, i) for part in rows] for i in parts)
         elif self._needs_held_out:
             held = check_rows(X_calibration, y_calibration, None)
-        self.wrapped_, training = self._wrap(rows, seed)
-        self.classes_ = self.wrapped_.classes_
-        for name in ("n_features_in_", "feature_names_in_"):
-            if hasattr(self.wrapped_, name):
-                setattr(self, name, getattr(self.wrapped_, name))
-        self._fit(training, None if held is None else label(self.wrapped_, *held), seed)
+        with own_torch_state():
+            self.wrapped_, training = self._wrap(rows, seed)
+            self.classes_ = self.wrapped_.classes_
+            for name in ("n_features_in_", "feature_names_in_"):
+                if hasattr(self.wrapped_, name):
+                    setattr(self, name, getattr(self.wrapped_, name))
+            self._fit(training, None if held is None else label(self.wrapped_, *held), seed)
         return self
 
     def _wrap(self, rows, seed):
@@ -128,7 +130,8 @@ class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC)
             Rows sum to one; columns follow `classes_`.
         """
         check_is_fitted(self)
-        proba = self._proba(X)
+        with own_torch_state():
+            proba = self._proba(X)
         return proba / proba.sum(1, keepdims=True)
 
     def __sklearn_tags__(self):
@@ -167,5 +170,6 @@ class SamplingClassifier(BaselineClassifier):
             The samples are the same for every row; `predict_proba` is their mean.
         """
         check_is_fitted(self)
-        proba = softmax(self._sample_logits(X), axis=2)
+        with own_torch_state():
+            proba = softmax(self._sample_logits(X), axis=2)
         return (proba / proba.sum(2, keepdims=True)).swapaxes(0, 1)
