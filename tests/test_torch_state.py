@@ -107,3 +107,13 @@ def test_the_callers_state_changes_no_other_estimator(state, kind):
     expected = make().fit(X, y).predict_proba(X)
     with STATES[state]():
         assert np.array_equal(make().fit(X, y).predict_proba(X), expected)
+
+
+def test_a_model_made_in_inference_mode_can_be_fitted(fitted):
+    kind, _, X, y, expected = fitted
+    if kind == "table":
+        pytest.skip("the table model is made by the package")
+    clf, _, _ = text()
+    with torch.inference_mode():
+        clf.estimator = tiny_models.make_bert()
+    assert np.array_equal(answers(clf.fit(X, y), X), expected)

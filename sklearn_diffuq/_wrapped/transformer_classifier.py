@@ -239,7 +239,9 @@ class TransformerClassifier(BackboneClassifier):
                 "the end-of-text token if the tokenizer has no padding token."
             )
         on_device = next(model.parameters()).device == device
-        if not isinstance(self.model, str) and (self.finetune or not on_device):
+        # what was made in inference mode can have no gradients, its copy can
+        is_fixed = any(p.is_inference() for p in (*model.parameters(), *model.buffers()))
+        if not isinstance(self.model, str) and (self.finetune or not on_device or is_fixed):
             model = copy.deepcopy(model)
         self.module_ = model.to(device)
 
