@@ -5,24 +5,24 @@ from typing import ClassVar
 
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
-from sklearn.utils import check_random_state, get_tags
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from sklearn_diffuq._fit_path import PathOptions, fit_path
 from sklearn_diffuq._inputs.parts import parts_of
-from sklearn_diffuq._inputs.rows import check_both
+from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._path.time_grid import step_counts
 from sklearn_diffuq._persistence.mixin import PersistenceMixin
 from sklearn_diffuq._predictions import PredictionMixin
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._transition.training_options import TrainingOptions
-from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
 from sklearn_diffuq._wrapped.wrap import (
     check_precision,
     choose_readout,
     copy_features,
     fit_wrapped,
     label,
+    wrapped_input_tags,
 )
 
 WEIGHT_AVERAGE = 0.99  # decay of the moving average of the transition's weights
@@ -172,7 +172,7 @@ class DiffusionCalibratedClassifier(
     Notes
     -----
     All rows share one draw of the path noise, so that a row's probabilities do not depend on other
-    rows or on their order. The Monte Carlo errors of different rows are therefore dependent.
+    rows or their order. The Monte Carlo errors of rows are therefore dependent.
 
     References
     ----------
@@ -308,16 +308,20 @@ class DiffusionCalibratedClassifier(
         Warns
         -----
         CalibrationWarning
-            If held-out rows are few, or contradict the wrapped model: another order of its outputs
-            is clearly better, it is worse than chance, or the temperature is at a bound.
+            If held-out rows are few, or contradict the order of the wrapped model's outputs.
         """
-        check_both(X_calibration, y_calibration)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        part, held_part = parts_of(
-            (X, y, sample_weight), (X_calibration, y_calibration), self.validation_fraction, seed
-        )
+        given, held_out = (X, y, sample_weight), (X_calibration, y_calibration)
+        part, held_part = parts_of(given, held_out, self.validation_fraction, seed)
         if isinstance(self.estimator, torch.nn.Module):
             check_precision(self.estimator)  # before it meets rows of another precision
+        with own_torch_state():
+            wrapped, fitted = self._fit_parts(part, held_part, seed)
+        self._set_fitted(wrapped, fitted)
+        return self
+
+    def _fit_parts(self, part, held_part, seed):
+        """Return the wrapped classifier and the fitted path."""
         with part.named():
             wrapped, training = fit_wrapped(self, *part.rows, seed, self.memory)
         check_precision(wrapped.backbone_.module)
@@ -328,9 +332,7 @@ class DiffusionCalibratedClassifier(
         backbone = wrapped.backbone_
         with backbone.frozen():
             options = self._options(backbone, seed)
-            fitted = fit_path(backbone, training, held_out, options, wrapped.classes_)
-        self._set_fitted(wrapped, fitted)
-        return self
+            return wrapped, fit_path(backbone, training, held_out, options, wrapped.classes_)
 
     def _options(self, backbone, seed):
         """Return the parameters as `fit_path` takes them."""
@@ -374,7 +376,5 @@ class DiffusionCalibratedClassifier(
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
-        estimator = FTTransformerClassifier() if self.estimator is None else self.estimator
-        if hasattr(estimator, "__sklearn_tags__"):
-            tags.input_tags = get_tags(estimator).input_tags
+        tags.input_tags = wrapped_input_tags(self)
         return tags

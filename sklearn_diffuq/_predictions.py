@@ -6,6 +6,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_diffuq._calibration.predict import familiarity
 from sklearn_diffuq._inputs.rows import check_n_samples
+from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._path.time_grid import step_counts
 from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq._wrapped.from_probabilities import FromProbabilities
@@ -69,8 +70,9 @@ class PredictionMixin(FromProbabilities):
         check_is_fitted(self)
         n_samples = check_n_samples(self.n_samples)
         path = self._fitted.calibrated(self.n_steps_, self._inference(), n_samples)
-        inputs = self.wrapped_.encode(X)
-        return path.probabilities(self.wrapped_.backbone_, inputs, reduce, variance=variance)
+        with own_torch_state():
+            inputs = self.wrapped_.encode(X)
+            return path.probabilities(self.wrapped_.backbone_, inputs, reduce, variance=variance)
 
     def predict_proba(self, X):
         """Return the calibrated class probabilities.
@@ -116,8 +118,9 @@ class PredictionMixin(FromProbabilities):
             return [proba.swapaxes(0, 1)]
 
         path = self._fitted.calibrated(self.n_steps_, "sampling", n_samples, seed)
-        inputs = self.wrapped_.encode(X)
-        (proba,) = path.probabilities(self.wrapped_.backbone_, inputs, reduce)
+        with own_torch_state():
+            inputs = self.wrapped_.encode(X)
+            (proba,) = path.probabilities(self.wrapped_.backbone_, inputs, reduce)
         return proba.swapaxes(0, 1)
 
     def predict_uncertainty(self, X):
@@ -190,4 +193,5 @@ class PredictionMixin(FromProbabilities):
         """
         check_is_fitted(self)
         path = self._fitted.on(self.n_steps_)
-        return familiarity(path, self.wrapped_.backbone_, self.wrapped_.encode(X))
+        with own_torch_state():
+            return familiarity(path, self.wrapped_.backbone_, self.wrapped_.encode(X))

@@ -56,7 +56,7 @@ OWNERS = {
     "matplotlib": ["metrics/_axes.py", "metrics/_*display*.py"],
 }
 # Too heavy, or not always needed: imported where they are used.
-LAZY = ("transformers", "timm", "matplotlib", "laplace")
+LAZY = ("transformers", "timm", "matplotlib", "laplace", "peft")
 # Folder -> libraries it must know nothing about; scikit-learn's warnings are no estimators.
 FORBIDDEN = {
     "metrics/": ("torch", "skorch", "transformers", "timm"),

@@ -76,3 +76,20 @@ def test_noise_mends_what_temperature_cannot_in_the_over_confident_minilm(shared
     assert expected_calibration_error(y, moments) < expected_calibration_error(
         y, wrapped.predict_proba(X)
     )
+
+
+def test_the_minilm_answers_the_same_inside_of_data_parallel(shared):
+    path = shared / "models" / "minilm-movie-reviews"
+    model = AutoModelForSequenceClassification.from_pretrained(path, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    praise = ["wonderful", "moving and funny", "a joy", "brilliant", "superb"]
+    blame = ["dreadful", "dull and empty", "a waste of time", "terrible", "a bore"]
+    texts = [f"{what} {word}." for what in ("This film is", "It was") for word in praise + blame]
+    y = np.tile(np.repeat([1, 0], 5), 2)
+    wrapped = torch.nn.DataParallel(model)
+    classifier = TransformerClassifier(wrapped, preprocessor=tokenizer, device="cpu").fit(texts, y)
+    assert classifier.score(texts, y) == 1.0
+    with torch.no_grad():
+        own = [model(**tokenizer(text, return_tensors="pt")).logits[0] for text in texts]
+    expected = torch.stack(own).double().softmax(1).numpy()
+    np.testing.assert_allclose(classifier.predict_proba(texts), expected, atol=1e-5)

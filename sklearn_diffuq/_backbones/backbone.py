@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sklearn_diffuq._backbones.calling import call_model, eager, read_logits
 from sklearn_diffuq._backbones.context import Batch, Context, mean_over_tokens, token_mask
 from sklearn_diffuq._backbones.cut import Cut, call_stubbed, record_calls
-from sklearn_diffuq._backbones.discovery import call_model, candidate_blocks, read_logits
+from sklearn_diffuq._backbones.discovery import candidate_blocks
 from sklearn_diffuq._backbones.fingerprint import check_same_model, describe_model
 from sklearn_diffuq._backbones.freezing import frozen, lock_of
 from sklearn_diffuq._backbones.probe import check_replay, check_trace, trace_blocks
@@ -40,8 +41,8 @@ class Backbone:
     Parameters
     ----------
     module : torch.nn.Module
-        The model. Hugging Face models, and models whose ``forward`` has parameters of all the
-        batch's names, are called with keywords; others get the batch's values in order.
+        The model. Inputs that its ``forward`` knows by name are keywords; others go by position,
+        in the order of the batch, unless name and position contradict each other (see `bind`).
     blocks : str, default=None
         Dotted path of the ``ModuleList`` or ``Sequential`` that holds the blocks, such as
         ``"encoder.layer"``. By default the largest list of two or more children of one class that
@@ -200,7 +201,7 @@ class Backbone:
         h : torch.Tensor of shape (n, t, d)
         """
         args, kwargs = context.arguments(k, h)
-        with lock_of(self.module):
+        with lock_of(self.module), eager(self.blocks[k]):
             output = (self.blocks[k] if call is None else call)(*args, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sklearn_diffuq._backbones.calling import call_model
 from sklearn_diffuq._backbones.context import Batch, Call
-from sklearn_diffuq._backbones.discovery import call_model
 from sklearn_diffuq._backbones.freezing import lock_of
 from sklearn_diffuq.exceptions import BackboneError
 

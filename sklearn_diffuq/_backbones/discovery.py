@@ -1,12 +1,8 @@
-"""Where a model keeps its blocks, how it is called, and where its logits are."""
+"""Where a model keeps its blocks."""
 
-import inspect
-from collections.abc import Mapping
-from typing import Any
-
-import torch
 from torch import nn
 
+from sklearn_diffuq._backbones.calling import inner_model
 from sklearn_diffuq.exceptions import BackboneError
 
 
@@ -61,7 +57,7 @@ def candidate_blocks(module: nn.Module, path: str | None = None) -> dict[str, li
                 f"ModuleList or Sequential. {describe_candidates(module)}"
             )
         return {path: list(named)}
-    if is_hugging_face(module) and getattr(module.config, "is_encoder_decoder", False):
+    if getattr(getattr(inner_model(module), "config", None), "is_encoder_decoder", False):
         raise BackboneError(
             f"{name} is an encoder-decoder model: it has two chains of blocks, and which of them "
             f"to use is not a choice to guess. Name one. {describe_candidates(module)}"
@@ -87,60 +83,3 @@ def describe_candidates(module: nn.Module, without: str | None = None) -> str:
         for path, blocks in list(found.items())[:8]
     )
     return f"Lists that can be named by blocks=: {listed}."
-
-
-def is_hugging_face(module: nn.Module) -> bool:
-    """Tell whether a module is a transformers model, without importing transformers."""
-    return any(
-        cls.__name__ == "PreTrainedModel" and cls.__module__.startswith("transformers.")
-        for cls in type(module).__mro__
-    )
-
-
-def is_timm(module: nn.Module) -> bool:
-    """Tell whether a module is a timm model, without importing timm."""
-    return any(cls.__module__.startswith("timm.models.") for cls in type(module).__mro__)
-
-
-def call_model(module: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
-    """Call a model on a batch, a dict of tensors.
-
-    Hugging Face models, and any model whose ``forward`` has parameters of all the batch's names,
-    get keywords; other models get the values in order.
-    """
-    parameters = inspect.signature(module.forward).parameters
-    if is_hugging_face(module):
-        return module(**batch, **_quiet_options(module.config, parameters))
-    if all(name in parameters for name in batch):
-        return module(**batch)
-    return module(*batch.values())
-
-
-def _quiet_options(config: Any, parameters: Mapping[str, inspect.Parameter]) -> dict[str, bool]:
-    """Options that keep a Hugging Face model from keeping a cache or installing hooks."""
-    options = {}
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    # A cache would be recorded with the calls and grow each time a block is replayed.
-    if hasattr(config.get_text_config(), "use_cache") and (takes_any or "use_cache" in parameters):
-        options["use_cache"] = False
-    # Asking for states or attentions leaves hooks on the model for good, and then it cannot be
-    # pickled; the states come from the cut anyway.
-    for name in ("output_hidden_states", "output_attentions"):
-        if getattr(config, name, False):
-            options[name] = False
-    return options
-
-
-def read_logits(module: nn.Module, output: Any) -> torch.Tensor | None:
-    """Return the ``(n, n_classes)`` logits in a model's output, or None if it has none."""
-    if is_timm(module) and getattr(module, "num_classes", None) == 0:
-        return None  # pooled features, which have the shape of logits
-    if isinstance(output, dict):  # a Hugging Face ModelOutput is one too
-        output = output.get("logits")
-    elif isinstance(output, (tuple, list)):
-        output = output[0]
-    elif not isinstance(output, torch.Tensor):
-        output = getattr(output, "logits", None)
-    if not isinstance(output, torch.Tensor) or output.ndim != 2:
-        return None
-    return output.float() if output.dtype in (torch.float16, torch.bfloat16) else output

@@ -9,9 +9,10 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from sklearn_diffuq._backbones.calling import call_model, read_logits
 from sklearn_diffuq._backbones.context import Batch, Call, Context
 from sklearn_diffuq._backbones.cut import Cut, replaced_forwards
-from sklearn_diffuq._backbones.discovery import call_model, describe_candidates, read_logits
+from sklearn_diffuq._backbones.discovery import describe_candidates
 from sklearn_diffuq.exceptions import BackboneError
 
 Refused: TypeAlias = Callable[..., BackboneError]  # of a reason and a way out

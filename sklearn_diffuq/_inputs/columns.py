@@ -49,24 +49,67 @@ class Dense:
 
 
 class Ragged:
-    """Rows of different lengths, padded on the right when a batch is made."""
+    """Values of tokens, a different number in each row, padded on one side in a batch.
 
-    def __init__(self, items: list[np.ndarray], pad: int) -> None:
-        self.items, self.pad = items, pad
+    Items have the shape (t, ...). They become float32 if any of them holds floats, else int64.
+    """
+
+    def __init__(
+        self,
+        items: list[np.ndarray],
+        pad: int,
+        *,
+        dtype: type | None = None,
+        pad_left: bool = False,
+    ) -> None:
+        self.items, self.pad, self.pad_left = items, pad, pad_left
+        is_float = any(item.dtype.kind == "f" for item in items)
+        self.dtype = dtype or (np.float32 if is_float else np.int64)
         self.lengths = np.fromiter((len(item) for item in items), dtype=np.int64, count=len(items))
 
     def __len__(self) -> int:
         return len(self.items)
 
     def take(self, rows: np.ndarray) -> "Ragged":
-        return Ragged([self.items[i] for i in rows], self.pad)
+        items = [self.items[i] for i in rows]
+        return Ragged(items, self.pad, dtype=self.dtype, pad_left=self.pad_left)
+
+    def padded_left(self) -> "Ragged":
+        """Return the same values, padded on the left."""
+        return Ragged(self.items, self.pad, dtype=self.dtype, pad_left=True)
 
     def tensor(self, rows: np.ndarray, length: int | None) -> Tensor:
         length = max(len(self.items[i]) for i in rows) if length is None else length
-        padded = np.full((len(rows), length), self.pad, dtype=np.int64)
+        trailing = self.items[rows[0]].shape[1:]
+        padded = np.full((len(rows), length, *trailing), self.pad, dtype=self.dtype)
         for out, i in zip(padded, rows):
-            out[: len(self.items[i])] = self.items[i]
+            n_tokens = len(self.items[i])
+            out[slice(length - n_tokens, None) if self.pad_left else slice(n_tokens)] = self.items[
+                i
+            ]
         return torch.from_numpy(padded)
+
+
+class Mask:
+    """The attention mask of ragged columns: 1 for a token, 0 for padding."""
+
+    def __init__(self, lengths: np.ndarray, pad_left: bool = False) -> None:
+        self.lengths, self.pad_left = lengths, pad_left
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def take(self, rows: np.ndarray) -> "Mask":
+        return Mask(self.lengths[rows], self.pad_left)
+
+    def padded_left(self) -> "Mask":
+        """Return the mask of values that are padded on the left."""
+        return Mask(self.lengths, pad_left=True)
+
+    def tensor(self, rows: np.ndarray, length: int | None) -> Tensor:
+        lengths = self.lengths[rows, None]
+        mask = np.arange(lengths.max() if length is None else length) < lengths
+        return torch.from_numpy((mask[:, ::-1] if self.pad_left else mask).astype(np.int64))
 
 
 class Images:

@@ -1,15 +1,21 @@
 """Texts -> token ids, by a tokenizer."""
 
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from sklearn_diffuq._inputs.columns import Ragged
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+from sklearn_diffuq._inputs.token_rows import check_ids
+
+_OTHER_TOKENIZER = " Give the tokenizer that the model was trained with."
 
 
 def encode_text(
-    X: Any, tokenizer: Any, max_length: int | None = None, pad_id: int | None = None
+    X: Any,
+    tokenizer: Any,
+    max_length: int | None = None,
+    pad_id: int | None = None,
+    limits: Mapping[str, int] | None = None,
 ) -> EncodedInputs:
     """Tokenise text.
 
@@ -24,6 +30,8 @@ def encode_text(
     pad_id : int, default=None
         Token id in padded places; None means the tokenizer's own, or its end-of-text token if it
         has none. It only has to be valid: the attention mask hides it.
+    limits : dict of str to int, default=None
+        Number of ids that the model knows, under the names of its inputs.
 
     Returns
     -------
@@ -43,17 +51,17 @@ def encode_text(
     encoded = tokenizer(
         texts, truncation=max_length is not None, max_length=max_length, return_attention_mask=False
     )
+    for row, ids in enumerate(encoded["input_ids"]):
+        if len(ids) == 0:
+            raise ValueError(
+                f"The text at row {row}, {texts[row]!r}, has no token. Remove empty texts, or use "
+                "a tokenizer that adds special tokens."
+            )
     columns = {}
     for name, pad in (("input_ids", pad_id), ("token_type_ids", 0)):
         if name in encoded:
-            columns[name] = Ragged([np.asarray(r, dtype=np.int32) for r in encoded[name]], pad)
-    lengths = columns["input_ids"].lengths
-    if (lengths == 0).any():
-        row = int(np.flatnonzero(lengths == 0)[0])
-        raise ValueError(
-            f"The text at row {row}, {texts[row]!r}, has no token. Remove empty texts, or use a "
-            "tokenizer that adds special tokens."
-        )
+            limit = None if limits is None else limits.get(name)
+            columns[name] = Ragged(check_ids(encoded[name], name, limit, _OTHER_TOKENIZER), pad)
     return EncodedInputs(columns, max_length)
 
 

@@ -4,7 +4,7 @@ Nothing of size samples x tokens or samples x pixels is ever built: token ids st
 transforms run per batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from sklearn_diffuq._inputs.columns import Column
+from sklearn_diffuq._inputs.columns import Column, Mask, Ragged
 from sklearn_diffuq._inputs.not_finite import NotFiniteError, rows_not_finite
 
 
@@ -22,7 +22,8 @@ class EncodedInputs:
     Parameters
     ----------
     columns : dict of str to column
-        One column for each model input, all with the same number of rows.
+        One column for each model input, all with the same number of rows. Ragged text without an
+        ``attention_mask`` gets one at the end.
     max_length : int, default=None
         The longest text the model can read, in tokens.
 
@@ -40,13 +41,38 @@ class EncodedInputs:
     source: str = "X"
 
     def __init__(self, columns: Mapping[str, Column], max_length: int | None = None) -> None:
-        self._columns = columns
         self.max_length = max_length
         ragged = [c.lengths for c in columns.values() if c.lengths is not None]
         self.lengths = ragged[0] if ragged else None
+        if self.lengths is not None and "attention_mask" not in columns:
+            columns = {**columns, "attention_mask": Mask(self.lengths)}
+        self._columns = columns
 
     def __len__(self) -> int:
         return len(next(iter(self._columns.values())))
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the model inputs, in the order of a batch."""
+        return list(self._columns)
+
+    def in_order(self, names: Sequence[str]) -> "EncodedInputs":
+        """Return the same inputs in another order."""
+        return self._of({name: self._columns[name] for name in names})
+
+    def _of(self, columns: Mapping[str, Column]) -> "EncodedInputs":
+        """Return other columns of the same rows."""
+        inputs = EncodedInputs(columns, self.max_length)
+        inputs.numbers, inputs.source = self.numbers, self.source
+        return inputs
+
+    def padded_left(self) -> "EncodedInputs":
+        """Return the same inputs, with what is ragged padded on the left instead of the right."""
+        columns = {
+            name: column.padded_left() if isinstance(column, (Ragged, Mask)) else column
+            for name, column in self._columns.items()
+        }
+        return self._of(columns)
 
     def take(self, rows: ArrayLike) -> "EncodedInputs":
         """Return the given rows, in the given order, as new inputs.
@@ -90,6 +116,22 @@ class EncodedInputs:
         numbers = rows if self.numbers is None else self.numbers[rows]
         return NotFiniteError(numbers, what, self.source)
 
+    def few(self, device: str | torch.device) -> dict[str, Tensor]:
+        """Return a batch to look at the model with: a few rows, two at least.
+
+        The shortest and the longest text ensure padding. Rows that are not finite are refused.
+        """
+        rows = np.arange(min(len(self), 4))
+        if self.lengths is not None:
+            rows = np.unique([self.lengths.argmin(), self.lengths.argmax(), *rows])
+        rows = rows if len(rows) > 1 else np.repeat(rows, 2)
+        batch = self.batch(rows, device=device)
+        for values in batch.values():
+            bad = rows_not_finite(values)
+            if len(bad):
+                raise self.refusal(np.unique(rows[bad]))
+        return batch
+
     def batch(
         self, rows: ArrayLike, length: int | None = None, device: str | torch.device = "cpu"
     ) -> dict[str, Tensor]:
@@ -113,9 +155,6 @@ class EncodedInputs:
         if self.lengths is not None and length is None:
             length = int(self.lengths[rows].max())
         batch = {name: column.tensor(rows, length) for name, column in self._columns.items()}
-        if self.lengths is not None and length is not None:
-            mask = np.arange(length) < self.lengths[rows, None]
-            batch["attention_mask"] = torch.from_numpy(mask.astype(np.int64))
         return {name: tensor.to(device) for name, tensor in batch.items()}
 
 

@@ -12,6 +12,7 @@ from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.not_finite import counted_in
 from sklearn_diffuq._inputs.rows import (
     calibration_split,
+    check_both,
     check_rows,
     positive_rows,
     safe_indexing,
@@ -78,6 +79,7 @@ def parts_of(
     fraction : float
     seed : int
     """
+    check_both(*held_out)
     X, y, sample_weight = given
     numbers = positive_rows(y, sample_weight)
     rows = Part(*check_rows(X, y, sample_weight), numbers)

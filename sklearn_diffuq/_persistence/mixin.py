@@ -17,6 +17,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_diffuq._fitted_path import FittedPath
+from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._persistence.files import check_writable, read, write
 from sklearn_diffuq._persistence.wrapped_state import load_wrapped, wrapped_state
 from sklearn_diffuq._state import State, plain
@@ -96,19 +97,22 @@ class PersistenceMixin:
             If the directory is of another kind or format version, or if the wrapped model is
             missing or is not the one that was saved.
         """
-        state = read(Path(directory))
-        config = state.config
-        classes = np.array(config["classes"]["values"], dtype=config["classes"]["dtype"])
-        wrapped = load_wrapped(state.part("wrapped"), classes, estimator)
-        params = dict(config["params"])
-        if estimator is not None:
-            params["estimator"] = estimator
-        elif config["estimator_given_as"] == "frozen":
-            params["estimator"] = FrozenEstimator(wrapped)
-        elif config["estimator_given_as"] == "estimator":
-            params["estimator"] = clone(wrapped)
-        loaded = cls(**params)
-        loaded._set_fitted(wrapped, FittedPath.from_state(state.part("fitted"), wrapped.backbone_))
+        with own_torch_state():
+            state = read(Path(directory))
+            config = state.config
+            classes = np.array(config["classes"]["values"], dtype=config["classes"]["dtype"])
+            wrapped = load_wrapped(state.part("wrapped"), classes, estimator)
+            params = dict(config["params"])
+            if estimator is not None:
+                params["estimator"] = estimator
+            elif config["estimator_given_as"] == "frozen":
+                params["estimator"] = FrozenEstimator(wrapped)
+            elif config["estimator_given_as"] == "estimator":
+                params["estimator"] = clone(wrapped)
+            loaded = cls(**params)
+            loaded._set_fitted(
+                wrapped, FittedPath.from_state(state.part("fitted"), wrapped.backbone_)
+            )
         return loaded
 
 

@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.classes import fit_linear_readout
+from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._state import State, column_names, plain
 
 
@@ -49,7 +50,8 @@ class BackboneClassifier(ClassifierMixin, BaseEstimator):
 
     def _logits(self, X):
         check_is_fitted(self)
-        return self.backbone_.map_rows(self.backbone_.logits, self.encode(X))
+        with own_torch_state():
+            return self.backbone_.map_rows(self.backbone_.logits, self.encode(X))
 
     def refit_readout(self, training):
         """Replace the readout by a logistic regression on the pooled features.

@@ -15,6 +15,7 @@ from sklearn_diffuq._backbones.ft_transformer import FTTransformer
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.rows import check_labels, class_indices, stratified_split
 from sklearn_diffuq._inputs.table_encoder import TableEncoder
+from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._training.classification import cross_entropy, fit_classifier
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._training.seeds import own_torch_seed
@@ -175,7 +176,8 @@ class FTTransformerClassifier(BackboneClassifier):
         ValueError
             If there is one class only, or if an array has NaN or infinite values.
         """
-        self.fit_encode(X, y, sample_weight)
+        with own_torch_state():
+            self.fit_encode(X, y, sample_weight)
         return self
 
     def fit_encode(self, X, y, sample_weight=None):

@@ -1,8 +1,11 @@
 """From what the user gives to what a pre-trained model reads."""
 
+import inspect
+
 import numpy as np
 from sklearn.utils.validation import validate_data
 
+from sklearn_diffuq._backbones.calling import goes_by_order
 from sklearn_diffuq._backbones.loading import ModelInputs
 from sklearn_diffuq._inputs.encode_images import encode_images
 from sklearn_diffuq._inputs.encode_mapping import encode_mapping
@@ -22,12 +25,20 @@ class ModelEncoder:
         A tokenizer for text, a transform for images.
     max_length : int or None
         Longest text in tokens; None means the most that tokenizer and model can read.
+
+    Attributes
+    ----------
+    order : list of str or None
+        Names of the inputs of `fit`, if the model gets them by position.
+    pad_left : bool
+        Whether texts are padded on the left.
     """
 
     def __init__(self, model, preprocessor, max_length):
         self.name = type(model).__name__
         self.reads = ModelInputs.of(model)
         self.preprocessor, self.max_length = preprocessor, max_length
+        self.order, self.pad_left = None, False
 
     def fit_transform(self, owner, X):
         """Return the samples as `EncodedInputs`; the features of a table are set on `owner`."""
@@ -40,9 +51,10 @@ class ModelEncoder:
     def _encode(self, owner, X, reset):
         kind, reads = input_kind(X), self.reads
         if kind == "mapping":
-            inputs = encode_mapping(X, reads.max_length, reads.pad_id or 0)
+            inputs = encode_mapping(X, reads.max_length, reads.pad_id or 0, reads.n_ids)
         elif kind == "text":
-            inputs = encode_text(X, self._tokenizer(), self._longest_text(), reads.pad_id)
+            longest = self._longest_text()
+            inputs = encode_text(X, self._tokenizer(), longest, reads.pad_id, reads.n_ids)
         elif reads.kind == "text" or _is_tokenizer(self.preprocessor):
             raise ValueError(
                 f"{self.name} reads text, but X is a {type(X).__name__} of {kind}. Give a "
@@ -54,7 +66,29 @@ class ModelEncoder:
             inputs = encode_table(validate_data(owner, X, reset=reset, dtype=np.float32))
         if len(inputs) == 0:
             raise ValueError("Found input with 0 sample(s) while a minimum of 1 is required.")
+        inputs = inputs.padded_left() if self.pad_left else inputs
+        if goes_by_order(owner.module_, inputs.names):
+            return self._ordered(owner.module_, X if kind == "mapping" else {}, inputs, reset)
         return inputs
+
+    def _ordered(self, module, X, inputs, reset):
+        """Return inputs that the model gets by position in the order of the mapping of `fit`."""
+        name, names = type(module).__name__, inputs.names
+        if not set(names) <= set(map(str, X)):
+            raise ValueError(
+                f"{name}.forward{inspect.signature(module.forward)} gets the inputs "
+                f"{', '.join(names)} by position, and their order is not a choice to guess. Give a "
+                "mapping with the names of the parameters, or one of all these inputs in the order "
+                "of the parameters."
+            )
+        if reset or self.order is None:
+            self.order = names
+        if set(names) != set(self.order):
+            raise ValueError(
+                f"{name} gets its inputs by position: it was fitted with {', '.join(self.order)}, "
+                f"but X has {', '.join(names)}. Give the same inputs as in fit."
+            )
+        return inputs.in_order(self.order)
 
     def _tokenizer(self):
         if not _is_tokenizer(self.preprocessor):

@@ -12,17 +12,20 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _num_samples, check_consistent_length
 
 from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._backbones.calling import inner_model
 from sklearn_diffuq._backbones.classes import match_columns
 from sklearn_diffuq._backbones.loading import ModelInputs, load_model, load_preprocessor
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
-from sklearn_diffuq._inputs.not_finite import rows_blamed, rows_not_finite
+from sklearn_diffuq._inputs.not_finite import rows_blamed
 from sklearn_diffuq._inputs.rows import check_labels, class_indices
+from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._state import State
 from sklearn_diffuq._training.classification import cross_entropy, fit_classifier
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier, resolve_device
 from sklearn_diffuq._wrapped.model_encoder import ModelEncoder
+from sklearn_diffuq._wrapped.padding import needs_left_padding
 from sklearn_diffuq.exceptions import ReadoutWarning
 
 
@@ -35,8 +38,9 @@ class TransformerClassifier(BackboneClassifier):
     Parameters
     ----------
     model : torch.nn.Module or str
-        A Hugging Face model, a timm model or any module with a list of transformer blocks; or the
-        directory or name of a Hugging Face model, or the name of a timm model. The model given is
+        A Hugging Face model, a timm model or any module with a list of transformer blocks, also
+        inside of ``DataParallel``, ``torch.compile`` or PEFT; or the directory or name of a Hugging
+        Face model, the directory of a PEFT adapter, or the name of a timm model. The model given is
         never changed.
     preprocessor : tokenizer, callable, str or None, default=None
         For raw text, a Hugging Face tokenizer. For images, a Hugging Face image processor or a
@@ -197,7 +201,8 @@ class TransformerClassifier(BackboneClassifier):
         BackboneError
             If the model cannot be cut into embedding, blocks and readout.
         """
-        self.fit_encode(X, y, sample_weight)
+        with own_torch_state():
+            self.fit_encode(X, y, sample_weight)
         return self
 
     def fit_encode(self, X, y, sample_weight=None):
@@ -229,8 +234,8 @@ class TransformerClassifier(BackboneClassifier):
         inputs = self._encoder.fit_transform(self, X)
         check_consistent_length(np.empty(len(inputs)), np.empty(n))
         self.classes_ = np.unique(y)
-        training = LabelledInputs.of(inputs.take(kept), class_indices(y, self.classes_), weight)
-        self._cut(training.inputs)
+        inputs = self._cut(inputs.take(kept))
+        training = LabelledInputs.of(inputs, class_indices(y, self.classes_), weight)
         self._align(training)
         self.history_ = self._train(training, seed) if self.finetune else []
         return training
@@ -244,14 +249,17 @@ class TransformerClassifier(BackboneClassifier):
             preprocessor = load_preprocessor(preprocessor, is_image)
         self._encoder = ModelEncoder(model, preprocessor, self.max_length)
         pad_id = self._encoder.reads.pad_id
-        if pad_id is None and type(model).__name__.endswith("SequenceClassification"):
+        name = type(inner_model(model)).__name__
+        if pad_id is None and name.endswith("SequenceClassification"):
             raise ValueError(
-                f"{type(model).__name__} has no `config.pad_token_id`, so it cannot find the last "
+                f"{name} has no `config.pad_token_id`, so it cannot find the last "
                 "token of a text. Set `model.config.pad_token_id = tokenizer.pad_token_id`, or to "
                 "the end-of-text token if the tokenizer has no padding token."
             )
         on_device = next(model.parameters()).device == device
-        if not isinstance(self.model, str) and (self.finetune or not on_device):
+        # what was made in inference mode can have no gradients, its copy can
+        is_fixed = any(p.is_inference() for p in (*model.parameters(), *model.buffers()))
+        if not isinstance(self.model, str) and (self.finetune or not on_device or is_fixed):
             model = copy.deepcopy(model)
         self.module_ = model.to(device)
 
@@ -269,7 +277,12 @@ class TransformerClassifier(BackboneClassifier):
         is_object = given is not None and not isinstance(given, str)
         state = super().to_state()
         name = type(given).__name__ if is_object else None
-        return State(state.config | {"preprocessor": name}, state.tensors)
+        own = {
+            "preprocessor": name,
+            "input_order": self._encoder.order,
+            "pad_left": self._encoder.pad_left,
+        }
+        return State(state.config | own, state.tensors)
 
     @classmethod
     def from_state(cls, state, classes, *, model=None, preprocessor=None):
@@ -302,29 +315,27 @@ class TransformerClassifier(BackboneClassifier):
         given = {name: value for name, value in given.items() if value is not None}
         clf = cls(**state.config["params"] | given)
         clf._set_model(clf._available_device())
+        clf._encoder.order = state.config.get("input_order")
+        clf._encoder.pad_left = state.config.get("pad_left", False)
         return clf._restore(state, classes, clf.module_)
 
     def _owns_weights(self):
         return self.finetune
 
     def _cut(self, inputs):
-        """Cut the model on a few samples; the shortest and the longest text ensure padding."""
-        rows = np.arange(min(len(inputs), 4))
-        if inputs.lengths is not None:
-            rows = np.unique([inputs.lengths.argmin(), inputs.lengths.argmax(), *rows])
-        rows = rows if len(rows) > 1 else np.repeat(rows, 2)
+        """Cut the model on a few samples, and return all with padding on the model's side."""
         backbone = Backbone(self.module_, blocks=self.blocks)
-        batch = inputs.batch(rows, device=backbone.device)
-        for values in batch.values():
-            bad = rows_not_finite(values)
-            if len(bad):
-                raise inputs.refusal(np.unique(rows[bad]))
-        self.backbone_ = backbone.probe(batch)
+        self.backbone_ = backbone.probe(inputs.few(backbone.device))
+        if needs_left_padding(backbone, inputs):
+            self._encoder.pad_left, inputs = True, inputs.padded_left()
+            backbone.probe(inputs.few(backbone.device))
+        return inputs
 
     def _align(self, training):
         """Choose the logits of the classes, or fit a new readout where the head does not fit."""
         backbone, native, classes = self.backbone_, self.backbone_.n_outputs, self.classes_
-        names = getattr(getattr(self.module_, "config", None), "id2label", None)
+        config = getattr(inner_model(self.module_), "config", None)
+        names = getattr(config, "id2label", None)
         columns, doubt = match_columns(classes, native, names)
         if doubt is not None:
             warn_user(doubt, ReadoutWarning)

@@ -7,16 +7,16 @@ from typing import ClassVar
 import torch
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
-from sklearn.utils import check_random_state, get_tags
+from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_diffuq._inputs.parts import parts_of
 from sklearn_diffuq._inputs.rows import check_both, check_rows
+from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._wrapped.from_probabilities import FromProbabilities
-from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
-from sklearn_diffuq._wrapped.wrap import copy_features, fit_wrapped, label
+from sklearn_diffuq._wrapped.wrap import copy_features, fit_wrapped, label, wrapped_input_tags
 
 COMMON = {
     "estimator": [HasMethods(["fit", "predict_proba"]), torch.nn.Module, str, None],
@@ -92,11 +92,12 @@ class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC)
             rows, held = (part.rows for part in parts)
         else:
             rows = check_rows(X, y, sample_weight)
-        self.wrapped_, training = self._wrap(rows, seed)
-        self.classes_ = self.wrapped_.classes_
-        copy_features(self.wrapped_, self)
-        held_out = label(self.wrapped_, *held) if self._needs_held_out else None
-        self._fit(training, held_out, seed)
+        with own_torch_state():
+            self.wrapped_, training = self._wrap(rows, seed)
+            self.classes_ = self.wrapped_.classes_
+            copy_features(self.wrapped_, self)
+            held_out = label(self.wrapped_, *held) if self._needs_held_out else None
+            self._fit(training, held_out, seed)
         return self
 
     def _wrap(self, rows, seed):
@@ -125,15 +126,14 @@ class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC)
             Rows sum to one; columns follow `classes_`.
         """
         check_is_fitted(self)
-        proba = self._proba(X)
+        with own_torch_state():
+            proba = self._proba(X)
         return proba / proba.sum(1, keepdims=True)
 
     def __sklearn_tags__(self):
         """Accept the inputs that the wrapped model accepts."""
         tags = super().__sklearn_tags__()
-        estimator = FTTransformerClassifier() if self.estimator is None else self.estimator
-        if hasattr(estimator, "__sklearn_tags__"):
-            tags.input_tags = get_tags(estimator).input_tags
+        tags.input_tags = wrapped_input_tags(self)
         return tags
 
 
@@ -164,5 +164,6 @@ class SamplingClassifier(BaselineClassifier):
             The samples are the same for every row; `predict_proba` is their mean.
         """
         check_is_fitted(self)
-        proba = softmax(self._sample_logits(X), axis=2)
+        with own_torch_state():
+            proba = softmax(self._sample_logits(X), axis=2)
         return (proba / proba.sum(2, keepdims=True)).swapaxes(0, 1)

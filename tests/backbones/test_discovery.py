@@ -9,13 +9,8 @@ import transformers
 from torch import nn
 
 from sklearn_diffuq._backbones.backbone import Backbone
-from sklearn_diffuq._backbones.discovery import (
-    call_model,
-    find_blocks,
-    is_hugging_face,
-    is_timm,
-    read_logits,
-)
+from sklearn_diffuq._backbones.calling import call_model, is_hugging_face, is_timm, read_logits
+from sklearn_diffuq._backbones.discovery import find_blocks
 from sklearn_diffuq.exceptions import BackboneError
 
 

@@ -31,14 +31,14 @@ def vit(**kwargs):
     [
         (
             lambda: hugging_face("Bert", vocab_size=20, max_position_embeddings=40, pad_token_id=3),
-            ModelInputs("text", max_length=40, pad_id=3),
+            ModelInputs("text", 40, 3, n_ids={"input_ids": 20, "token_type_ids": 2}),
         ),
         (
             # the first positions belong to padding
             lambda: hugging_face(
                 "Roberta", vocab_size=20, max_position_embeddings=40, pad_token_id=1
             ),
-            ModelInputs("text", max_length=38, pad_id=1),
+            ModelInputs("text", 38, 1, n_ids={"input_ids": 20, "token_type_ids": 2}),
         ),
         (
             lambda: hugging_face("ViT", image_size=32, patch_size=8, num_channels=4),

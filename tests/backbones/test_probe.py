@@ -192,20 +192,22 @@ def test_something_else_than_the_state_is_needed(toy, toy_block, ids):
 
 
 def test_memory_between_calls(tiny_config, text_batch):
-    class Wrapped(nn.Module):  # not a Hugging Face model itself, so its cache is not turned off
+    class Wrapped(nn.Module):
+        use_cache = True  # whatever the configuration says
+
         def __init__(self):
             super().__init__()
             config = transformers.LlamaConfig(**tiny_config, num_key_value_heads=1)
             self.model = transformers.LlamaForSequenceClassification(config)
 
         def forward(self, input_ids, attention_mask):
-            return self.model(input_ids, attention_mask).logits
+            return self.model(input_ids, attention_mask, use_cache=self.use_cache).logits
 
     message = refusal(Wrapped(), text_batch)
     assert "called again, block 0" in message
     assert "config.use_cache = False" in message
     model = Wrapped()
-    model.model.config.use_cache = False
+    model.use_cache = None
     assert_exact(Backbone(model).probe(text_batch), text_batch)
 
 

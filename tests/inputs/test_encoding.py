@@ -175,6 +175,55 @@ def test_mapping_redoes_padding_on_the_right():
         assert batch["token_type_ids"].tolist() == [[0, 1, 0, 0, 0], [0, 1, 1, 0, 0]]
 
 
+def test_values_per_token_are_padded_as_the_tokens_are():
+    mask = np.array([[0, 1, 1], [1, 1, 1]])
+    values = np.array([[9, 0.25, 0.5], [0.75, 1.5, -2]])
+    boxes = np.arange(24.0).reshape(2, 3, 4)
+    X = {"input_ids": np.full((2, 3), 5), "attention_mask": mask, "values": values, "bbox": boxes}
+    ragged = X | {"bbox": boxes.astype(int).tolist()}
+    for given in (X, ragged):
+        batch = encode_mapping(given).batch([0, 1], length=4)
+        assert batch["values"].dtype == torch.float32
+        assert batch["values"].tolist() == [[0.25, 0.5, 0, 0], [0.75, 1.5, -2, 0]]
+        expected = np.zeros((2, 4, 4))
+        expected[0, :2], expected[1, :3] = boxes[0, 1:], boxes[1]
+        assert batch["bbox"].tolist() == expected.tolist()
+    assert batch["bbox"].dtype == torch.int64
+    lists = {"input_ids": [[1, 2], [3]], "values": [[[0.5], [1]], [[2]]]}
+    assert encode_mapping(lists).batch([1, 0])["values"].tolist() == [[[2], [0]], [[0.5], [1]]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"input_ids": [[1, 2], [3, 2**32 + 4]]}, "Row 1 of 'input_ids' has the id 4294967300"),
+        ({"input_ids": [[1, 2], [3, 10]]}, "Row 1 of 'input_ids' has the id 10.*from 0 to 9"),
+        ({"input_ids": [[1, 2], [-3, 1]]}, "Row 1 of 'input_ids' has the id -3"),
+        ({"input_ids": [[1, 2], [3.5, 1]]}, "Row 1 .* holds .3.5, 1.0. of dtype float64"),
+        ({"input_ids": [[True, True], [True, False]]}, "Row 0 .* of dtype bool"),
+        ({"input_ids": np.zeros((2, 0), int)}, "Row 0 of 'input_ids' has the shape .0,."),
+        ({"input_ids": [1, 2]}, r"Row 0 of 'input_ids' has the shape \(\)"),
+        ({"attention_mask": [[1, 1], [1, 0.5]]}, "mask of row 1 has the value 0.5"),
+        ({"attention_mask": [[1, 1], [1, -1]]}, "mask of row 1 has the value -1"),
+        ({"attention_mask": [[1], [1]]}, "mask of row 0 has the shape .1,., its token ids .2,."),
+        ({"attention_mask": [1, 1]}, r"mask of row 0 has the shape \(\)"),
+        ({"token_type_ids": [[0, 0], [0, 2]]}, "Row 1 of 'token_type_ids' has the id 2"),
+        ({"values": [[[0.5], [1]], [[1, 2], [3, 4]]]}, "different shapes per token"),
+        ({"values": [[0.5], ["a", "b"]]}, "'values.1.' must be an array of numbers"),
+        ({"values": [[0.5], [np.nan, 1]]}, "NaN"),
+    ],
+)
+def test_ids_and_masks_are_checked_row_by_row(changes, message):
+    X = {"input_ids": [[1, 2], [3, 4]], "attention_mask": [[1, 1], [1, 0]]} | changes
+    with pytest.raises(ValueError, match=message):
+        encode_mapping(X, limits={"input_ids": 10, "token_type_ids": 2})
+
+
+def test_ids_of_another_tokenizer():
+    with pytest.raises(ValueError, match="Row 1 of 'input_ids' has the id 13.*Give the tokenizer"):
+        encode_text(TEXTS[:2], WordTokenizer(), limits={"input_ids": 13})
+
+
 def test_mapping_of_arrays_and_slicedict():
     X = SliceDict(a=np.arange(8.0).reshape(4, 2), b=np.arange(4))
     assert input_kind(X) == "mapping"
