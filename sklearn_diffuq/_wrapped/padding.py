@@ -62,7 +62,7 @@ def _is_unchanged(backbone, row):
 
 
 def _answer(backbone, batch):
-    if backbone.has_head:
+    if backbone.n_outputs is not None:
         return backbone.logits(batch)
     h, context = backbone.embed(batch)
     return backbone.features(backbone.advance(h, context), context)
