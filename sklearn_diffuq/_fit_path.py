@@ -11,7 +11,7 @@ from torch import Tensor
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.context import Batch
 from sklearn_diffuq._calibration.calibrator import Calibrator, Reference
-from sklearn_diffuq._calibration.label_check import warn_of_doubtful_outputs
+from sklearn_diffuq._calibration.output_order import warn_of_doubtful_outputs
 from sklearn_diffuq._fitted_path import FittedPath
 from sklearn_diffuq._inputs.batching import unpadded_batches, unpadded_order
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs

@@ -51,7 +51,7 @@ MODEL_ONLY = ("_wrapped", "baselines")
 # Heavy library -> the only files that may import it.
 OWNERS = {
     "laplace": ["baselines/_laplace.py"],
-    "skorch": ["_training/net.py"],
+    "skorch": ["_training/skorch_net.py"],
     "safetensors": ["_persistence/files.py"],
     "matplotlib": ["metrics/_axes.py", "metrics/_*display*.py"],
 }

@@ -51,7 +51,7 @@ def train_module(
         One entry per epoch: ``epoch`` (from 1), ``train_loss``, ``valid_loss``, ``lr``, ``dur`` in
         seconds, and the other entries of `batch_loss`.
     """
-    from sklearn_diffuq._training.net import Net
+    from sklearn_diffuq._training.skorch_net import Net
 
     net = Net(
         module,

@@ -10,7 +10,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_diffuq._backbones.backbone import Backbone
-from sklearn_diffuq._backbones.classes import fit_linear_readout
+from sklearn_diffuq._backbones.label_columns import fit_linear_readout
 from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._state import State, column_names, plain
 

@@ -13,7 +13,7 @@ from sklearn.utils.validation import _num_samples, check_consistent_length
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.calling import inner_model
-from sklearn_diffuq._backbones.classes import match_columns
+from sklearn_diffuq._backbones.label_columns import match_columns
 from sklearn_diffuq._backbones.loading import ModelInputs, load_model, load_preprocessor
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.not_finite import rows_blamed
@@ -25,7 +25,7 @@ from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier, resolve_device
 from sklearn_diffuq._wrapped.model_encoder import ModelEncoder
-from sklearn_diffuq._wrapped.padding import needs_left_padding
+from sklearn_diffuq._wrapped.padding_side import needs_left_padding
 from sklearn_diffuq.exceptions import ReadoutWarning
 
 

@@ -10,7 +10,7 @@ from tiny_models import make_bert, make_texts, make_tokenizer
 
 from sklearn_diffuq import DiffusionCalibratedClassifier, TransformerClassifier
 from sklearn_diffuq._calibration.calibrator import Reference
-from sklearn_diffuq._calibration.label_check import (
+from sklearn_diffuq._calibration.output_order import (
     better_order,
     is_below_chance,
     warn_of_doubtful_outputs,

@@ -8,8 +8,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from sklearn_diffuq._backbones.backbone import Backbone
-from sklearn_diffuq._backbones.classes import fit_linear_readout, match_columns
 from sklearn_diffuq._backbones.ft_transformer import FTTransformer
+from sklearn_diffuq._backbones.label_columns import fit_linear_readout, match_columns
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 
 GENERIC = {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
