@@ -6,73 +6,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import transformers
 from PIL import Image
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.datasets import load_digits, make_blobs
+from sklearn.datasets import make_blobs
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.utils import get_tags
 from skorch.helper import SliceDict
+from tiny_models import WORDS, make_bert, make_images, make_texts, make_tokenizer, make_vit
 from torch import nn
 
 from sklearn_diffuq import TransformerClassifier
 from sklearn_diffuq._backbones.ft_transformer import FTTransformer
 from sklearn_diffuq.exceptions import BackboneError, ReadoutWarning
-
-transformers = pytest.importorskip("transformers")
-timm_vit = pytest.importorskip("timm.models.vision_transformer")
-
-WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "good", "bad", "film", "plot", "a", "the", "so"]
-
-
-def make_tokenizer(**kwargs):
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
-    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
-    )
-    options = {"pad_token": "[PAD]", "model_max_length": 512} | kwargs
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **options)
-
-
-def make_bert(head=True, **kwargs):
-    torch.manual_seed(0)
-    options = {"num_labels": 2} | kwargs
-    config = transformers.BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=40,
-        **options,
-    )
-    cls = transformers.BertForSequenceClassification if head else transformers.BertModel
-    return cls(config).eval()
-
-
-def make_texts(n=60, longest=50):
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 2, size=n)
-    texts = [
-        " ".join(rng.permutation([["bad", "good"][label], *rng.choice(WORDS[6:], size=k)]))
-        for label, k in zip(y, rng.integers(0, longest, size=n))
-    ]
-    return texts, y
-
-
-def make_vit(n_classes=10, **kwargs):
-    torch.manual_seed(0)
-    options = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 16} | kwargs
-    return timm_vit.VisionTransformer(depth=3, num_heads=2, num_classes=n_classes, **options).eval()
-
-
-def make_images(n=40):
-    X, y = load_digits(return_X_y=True)
-    return X[:n].reshape(-1, 8, 8) / 16, y[:n]
 
 
 def text_classifier(model=None, **kwargs):
