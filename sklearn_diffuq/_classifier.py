@@ -17,6 +17,7 @@ from sklearn_diffuq._predictions import PredictionMixin
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._transition.training_options import TrainingOptions
 from sklearn_diffuq._wrapped.wrap import (
+    WRAPPABLE,
     check_precision,
     choose_readout,
     copy_features,
@@ -48,8 +49,8 @@ class DiffusionCalibratedClassifier(
         - None trains a :class:`FTTransformerClassifier`, for tables.
         - A :class:`TransformerClassifier` or :class:`FTTransformerClassifier` is cloned and fitted
           on the training part.
-        - A torch module (Hugging Face, timm, or any with a stack of equal blocks), or the path or
-          name of one, is taken as pre-trained; see :class:`TransformerClassifier`.
+        - A torch module (Hugging Face, timm, or any with a stack of equal blocks), a Hugging Face
+          pipeline, or a path or name is taken as pre-trained; see :class:`TransformerClassifier`.
         - A :class:`~sklearn.frozen.FrozenEstimator` of a fitted one of these is used as it is.
 
     preprocessor : callable or str, default=None
@@ -194,7 +195,7 @@ class DiffusionCalibratedClassifier(
     """
 
     _parameter_constraints: ClassVar[dict] = {
-        "estimator": [HasMethods(["fit", "predict_proba"]), torch.nn.Module, str, None],
+        "estimator": WRAPPABLE,
         "preprocessor": [callable, HasMethods(["__call__"]), str, None],
         "transition": [StrOptions({"unified", "blockwise"})],
         "n_steps": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
@@ -277,16 +278,15 @@ class DiffusionCalibratedClassifier(
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X, y, sample_weight=None, *, X_calibration=None, y_calibration=None):
+    def fit(self, X, y=None, sample_weight=None, *, X_calibration=None, y_calibration=None):
         """Fit the path, its transition, and the calibration.
 
         Parameters
         ----------
-        X : array-like, DataFrame, list of str, or list of images, of length n
-            Training rows, in any form the wrapped model takes. Rows the wrapped model was trained
-            on are the right ones here.
-        y : array-like of shape (n,)
-            Labels.
+        X : array-like, DataFrame, list of str, list of images, or data set, of length n
+            Training rows, in any form the wrapped model takes, best those it was trained on.
+        y : array-like of shape (n,), default=None
+            Labels; None takes those of a data set.
         sample_weight : array-like of shape (n,), default=None
             Weights of the rows; rows of weight zero are dropped.
         X_calibration, y_calibration : as X and y, default=None

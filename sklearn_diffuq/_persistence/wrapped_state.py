@@ -12,6 +12,7 @@ import torch
 from sklearn.frozen import FrozenEstimator
 
 from sklearn_diffuq._backbones.fingerprint import model_in_words
+from sklearn_diffuq._backbones.loading import is_pipeline
 from sklearn_diffuq._state import State
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
@@ -99,13 +100,14 @@ def _load_transformer(state: State, classes: np.ndarray, estimator: Any) -> Tran
         model, preprocessor = estimator.model, estimator.preprocessor
     params = state.config["params"]
     source = params["model"] if model is None else model
-    if not isinstance(source, (str, torch.nn.Module)):
+    if not isinstance(source, (str, torch.nn.Module)) and not is_pipeline(source):
         raise ValueError(
             f"The wrapped model was not saved: expected estimator=, a {_saved_model(state)} "
             f"(the torch model, its name, or a TransformerClassifier with it); got "
             f"{_in_words(estimator)}."
         )
-    if params["preprocessor"] is None and preprocessor is None and state.config["preprocessor"]:
+    has_own = preprocessor is not None or is_pipeline(source)
+    if params["preprocessor"] is None and not has_own and state.config["preprocessor"]:
         raise ValueError(
             "The preprocessor was not saved: expected estimator=TransformerClassifier(model, "
             f"preprocessor=...) with a {state.config['preprocessor']}, or the fitted wrapped "

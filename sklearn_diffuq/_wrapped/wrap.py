@@ -6,14 +6,25 @@ import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import InputTags, get_tags
+from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import check_is_fitted, check_memory
 
+from sklearn_diffuq._backbones.loading import is_pipeline
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.rows import class_indices
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
 from sklearn_diffuq._wrapped.transformer_classifier import TransformerClassifier
 from sklearn_diffuq.exceptions import BackboneError
+
+# What the parameter `estimator` may be; the second is a transformers pipeline.
+WRAPPABLE = [
+    HasMethods(["fit", "predict_proba"]),
+    HasMethods(["preprocess", "postprocess"]),
+    torch.nn.Module,
+    str,
+    None,
+]
 
 
 def fit_wrapped(owner, X, y, sample_weight, seed, memory=None):
@@ -34,7 +45,7 @@ def fit_wrapped(owner, X, y, sample_weight, seed, memory=None):
         check_is_fitted(wrapped)
         _check_kind(owner, wrapped)
         return wrapped, label(wrapped, X, y, sample_weight)
-    if isinstance(estimator, (torch.nn.Module, str)):
+    if isinstance(estimator, (torch.nn.Module, str)) or is_pipeline(estimator):
         wrapped = TransformerClassifier(
             estimator, preprocessor=owner.preprocessor, device=owner.device, random_state=seed
         )
