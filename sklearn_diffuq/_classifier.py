@@ -3,7 +3,6 @@
 from numbers import Integral, Real
 from typing import ClassVar
 
-import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
@@ -18,7 +17,7 @@ from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._transition.training_options import TrainingOptions
 from sklearn_diffuq._wrapped.wrap import (
     WRAPPABLE,
-    check_precision,
+    check_transition,
     choose_readout,
     copy_features,
     fit_wrapped,
@@ -112,8 +111,8 @@ class DiffusionCalibratedClassifier(
     device : str, default="auto"
         Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Precision of training; "auto" is bfloat16 on CUDA and float32 elsewhere. Prediction is in
-        float32, which the wrapped model has to be in.
+        Precision of training; "auto" is bfloat16 on CUDA and float32 elsewhere. In predictions
+        the wrapped model runs in its own precision, all else in float32.
     compile : bool, default=False
         Whether to compile the transition for training.
     memory : str or object with the joblib.Memory interface, default=None
@@ -303,18 +302,18 @@ class DiffusionCalibratedClassifier(
         ValueError
             If the data, the number of steps, or the labels do not fit the wrapped model.
         BackboneError
-            If the model cannot be cut into embedding, blocks and readout, or is not in float32.
+            If the model cannot be cut into embedding, blocks and readout, or is quantised and
+            `transition` is "unified".
 
         Warns
         -----
         CalibrationWarning
-            If held-out rows are few, or contradict the order of the wrapped model's outputs.
+            If held-out rows are few, or contradict the order of the wrapped model's outputs, or
+            no gradients pass quantised layers.
         """
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         given, held_out = (X, y, sample_weight), (X_calibration, y_calibration)
         part, held_part = parts_of(given, held_out, self.validation_fraction, seed)
-        if isinstance(self.estimator, torch.nn.Module):
-            check_precision(self.estimator)  # before it meets rows of another precision
         with own_torch_state():
             wrapped, fitted = self._fit_parts(part, held_part, seed)
         self._set_fitted(wrapped, fitted)
@@ -324,7 +323,7 @@ class DiffusionCalibratedClassifier(
         """Return the wrapped classifier and the fitted path."""
         with part.named():
             wrapped, training = fit_wrapped(self, *part.rows, seed, self.memory)
-        check_precision(wrapped.backbone_.module)
+        check_transition(wrapped.backbone_, self.transition)
         with held_part.named():
             held_out = held_part.name(label(wrapped, *held_part.rows))
         training = part.name(training)

@@ -22,7 +22,7 @@ def is_pipeline(model: Any) -> bool:
     )
 
 
-def model_and_preprocessor(given: Any) -> tuple[nn.Module, Any]:
+def read_given(given: Any) -> tuple[nn.Module, Any]:
     """Return a model and what it is used with, from its name, a pipeline, or the model itself."""
     if isinstance(given, str):
         return load_model(given)

@@ -14,11 +14,8 @@ from sklearn.utils.validation import _num_samples, check_consistent_length
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.calling import inner_model
 from sklearn_diffuq._backbones.label_columns import match_columns
-from sklearn_diffuq._backbones.loading import (
-    ModelInputs,
-    load_preprocessor,
-    model_and_preprocessor,
-)
+from sklearn_diffuq._backbones.loading import ModelInputs, load_preprocessor, read_given
+from sklearn_diffuq._backbones.precision import needs_float32
 from sklearn_diffuq._inputs.dataset_rows import rows_and_labels
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.not_finite import rows_blamed
@@ -243,7 +240,7 @@ class TransformerClassifier(BackboneClassifier):
 
     def _set_model(self, device):
         """Load the model and its encoder; copy a given model that will be trained or moved."""
-        model, own = model_and_preprocessor(self.model)
+        model, own = read_given(self.model)
         preprocessor = own if self.preprocessor is None else self.preprocessor
         if isinstance(preprocessor, str):
             is_image = ModelInputs.of(model).kind == "images"
@@ -260,9 +257,11 @@ class TransformerClassifier(BackboneClassifier):
         on_device = next(model.parameters()).device == device
         # what was made in inference mode can have no gradients, its copy can
         is_fixed = any(p.is_inference() for p in (*model.parameters(), *model.buffers()))
-        if not isinstance(self.model, str) and (self.finetune or not on_device or is_fixed):
+        converts = needs_float32(model, self.finetune)
+        is_own = not (self.finetune or converts or is_fixed) and on_device
+        if not isinstance(self.model, str) and not is_own:
             model = copy.deepcopy(model)
-        self.module_ = model.to(device)
+        self.module_ = (model.float() if converts else model).to(device)
 
     def to_state(self):
         """Return what the fitted classifier is restored from.
