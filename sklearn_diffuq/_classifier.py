@@ -50,7 +50,8 @@ class DiffusionCalibratedClassifier(
           on the training part.
         - A torch module (Hugging Face, timm, or any with a stack of equal blocks), a Hugging Face
           pipeline, or a path or name is taken as pre-trained; see :class:`TransformerClassifier`.
-        - A :class:`~sklearn.frozen.FrozenEstimator` of a fitted one of these is used as it is.
+        - A :class:`~sklearn.frozen.FrozenEstimator` of a fitted one of these is used as it is, also
+          of a fitted pipeline or search around one; the steps before it are applied.
 
     preprocessor : callable or str, default=None
         Tokenizer (or its path) for raw text, or transform for raw images; with a torch model only.

@@ -16,6 +16,7 @@ from sklearn_diffuq._backbones.loading import is_pipeline
 from sklearn_diffuq._state import State
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
+from sklearn_diffuq._wrapped.open_fitted import AfterSteps, open_fitted
 from sklearn_diffuq._wrapped.transformer_classifier import TransformerClassifier
 from sklearn_diffuq.exceptions import BackboneError
 
@@ -31,9 +32,13 @@ def wrapped_state(wrapped: BackboneClassifier) -> State:
     -------
     state : State
         Without parameters if it can only be given to `load_wrapped`: a subclass of the package's
-        classifiers may hold what is not known here.
+        classifiers may hold what is not known here, and fitted steps come before others.
     """
-    state: State = wrapped.to_state()
+    encoder = wrapped._encoder
+    if isinstance(encoder, AfterSteps):
+        state: State = encoder.without_steps(wrapped).to_state()
+        return State(state.config | {"params": None}, state.tensors)
+    state = wrapped.to_state()
     if type(wrapped) in (FTTransformerClassifier, TransformerClassifier):
         return state
     return State(state.config | {"params": None}, state.tensors)
@@ -60,7 +65,7 @@ def load_wrapped(state: State, classes: np.ndarray, estimator: Any) -> BackboneC
         If something is missing, or is not what was saved.
     """
     if isinstance(estimator, FrozenEstimator):
-        estimator = estimator.estimator
+        estimator = open_fitted(estimator)
     if hasattr(estimator, "backbone_"):
         _check_classes(estimator, classes)
         return estimator.with_saved_backbone(state)

@@ -16,6 +16,7 @@ from sklearn_diffuq._inputs.rows import class_indices
 from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
+from sklearn_diffuq._wrapped.open_fitted import open_fitted
 from sklearn_diffuq._wrapped.transformer_classifier import TransformerClassifier
 from sklearn_diffuq.exceptions import BackboneError, CalibrationWarning
 
@@ -43,7 +44,8 @@ def fit_wrapped(owner, X, y, sample_weight, seed, memory=None):
     """
     estimator = owner.estimator
     if isinstance(estimator, FrozenEstimator):
-        wrapped = estimator.estimator
+        check_is_fitted(estimator.estimator)
+        wrapped = open_fitted(estimator)
         check_is_fitted(wrapped)
         _check_kind(owner, wrapped)
         return wrapped, label(wrapped, X, y, sample_weight)
@@ -72,8 +74,9 @@ def _check_kind(owner, wrapped):
         raise TypeError(
             f"{name} cannot look into a {type(wrapped).__name__}: estimator must be None, a torch "
             "model, the path of one, a TransformerClassifier, a FTTransformerClassifier, or a "
-            f"FrozenEstimator of one of these. Put preprocessing steps before {name} in a "
-            "Pipeline, not inside it."
+            "FrozenEstimator of one of these, which may be the one model in a fitted Pipeline, "
+            "search or CalibratedClassifierCV. Put preprocessing steps that are to be fitted "
+            f"before {name} in a Pipeline, not inside it."
         )
 
 
