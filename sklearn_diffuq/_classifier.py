@@ -3,7 +3,6 @@
 from numbers import Integral, Real
 from typing import ClassVar
 
-import torch
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
@@ -17,7 +16,8 @@ from sklearn_diffuq._predictions import PredictionMixin
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._transition.training_options import TrainingOptions
 from sklearn_diffuq._wrapped.wrap import (
-    check_precision,
+    WRAPPABLE,
+    check_transition,
     choose_readout,
     copy_features,
     fit_wrapped,
@@ -48,9 +48,10 @@ class DiffusionCalibratedClassifier(
         - None trains a :class:`FTTransformerClassifier`, for tables.
         - A :class:`TransformerClassifier` or :class:`FTTransformerClassifier` is cloned and fitted
           on the training part.
-        - A torch module (Hugging Face, timm, or any with a stack of equal blocks), or the path or
-          name of one, is taken as pre-trained; see :class:`TransformerClassifier`.
-        - A :class:`~sklearn.frozen.FrozenEstimator` of a fitted one of these is used as it is.
+        - A torch module (Hugging Face, timm, or any with a stack of equal blocks), a Hugging Face
+          pipeline, or a path or name is taken as pre-trained; see :class:`TransformerClassifier`.
+        - A :class:`~sklearn.frozen.FrozenEstimator` of a fitted one of these is used as it is, also
+          of a fitted pipeline or search around one; the steps before it are applied.
 
     preprocessor : callable or str, default=None
         Tokenizer (or its path) for raw text, or transform for raw images; with a torch model only.
@@ -111,8 +112,8 @@ class DiffusionCalibratedClassifier(
     device : str, default="auto"
         Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Precision of training; "auto" is bfloat16 on CUDA and float32 elsewhere. Prediction is in
-        float32, which the wrapped model has to be in.
+        Precision of training; "auto" is bfloat16 on CUDA and float32 elsewhere. In predictions
+        the wrapped model runs in its own precision, all else in float32.
     compile : bool, default=False
         Whether to compile the transition for training.
     memory : str or object with the joblib.Memory interface, default=None
@@ -194,7 +195,7 @@ class DiffusionCalibratedClassifier(
     """
 
     _parameter_constraints: ClassVar[dict] = {
-        "estimator": [HasMethods(["fit", "predict_proba"]), torch.nn.Module, str, None],
+        "estimator": WRAPPABLE,
         "preprocessor": [callable, HasMethods(["__call__"]), str, None],
         "transition": [StrOptions({"unified", "blockwise"})],
         "n_steps": [Interval(Integral, 1, None, closed="left"), tuple, list, None],
@@ -277,16 +278,15 @@ class DiffusionCalibratedClassifier(
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X, y, sample_weight=None, *, X_calibration=None, y_calibration=None):
+    def fit(self, X, y=None, sample_weight=None, *, X_calibration=None, y_calibration=None):
         """Fit the path, its transition, and the calibration.
 
         Parameters
         ----------
-        X : array-like, DataFrame, list of str, or list of images, of length n
-            Training rows, in any form the wrapped model takes. Rows the wrapped model was trained
-            on are the right ones here.
-        y : array-like of shape (n,)
-            Labels.
+        X : array-like, DataFrame, list of str, list of images, or data set, of length n
+            Training rows, in any form the wrapped model takes, best those it was trained on.
+        y : array-like of shape (n,), default=None
+            Labels; None takes those of a data set.
         sample_weight : array-like of shape (n,), default=None
             Weights of the rows; rows of weight zero are dropped.
         X_calibration, y_calibration : as X and y, default=None
@@ -303,18 +303,18 @@ class DiffusionCalibratedClassifier(
         ValueError
             If the data, the number of steps, or the labels do not fit the wrapped model.
         BackboneError
-            If the model cannot be cut into embedding, blocks and readout, or is not in float32.
+            If the model cannot be cut into embedding, blocks and readout, or is quantised and
+            `transition` is "unified".
 
         Warns
         -----
         CalibrationWarning
-            If held-out rows are few, or contradict the order of the wrapped model's outputs.
+            If held-out rows are few, or contradict the order of the wrapped model's outputs, or
+            no gradients pass quantised layers.
         """
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         given, held_out = (X, y, sample_weight), (X_calibration, y_calibration)
         part, held_part = parts_of(given, held_out, self.validation_fraction, seed)
-        if isinstance(self.estimator, torch.nn.Module):
-            check_precision(self.estimator)  # before it meets rows of another precision
         with own_torch_state():
             wrapped, fitted = self._fit_parts(part, held_part, seed)
         self._set_fitted(wrapped, fitted)
@@ -324,7 +324,7 @@ class DiffusionCalibratedClassifier(
         """Return the wrapped classifier and the fitted path."""
         with part.named():
             wrapped, training = fit_wrapped(self, *part.rows, seed, self.memory)
-        check_precision(wrapped.backbone_.module)
+        check_transition(wrapped.backbone_, self.transition)
         with held_part.named():
             held_out = held_part.name(label(wrapped, *held_part.rows))
         training = part.name(training)

@@ -556,15 +556,6 @@ def test_the_unit_of_sample_weights_does_not_change_a_refitted_readout(wrapped, 
     np.testing.assert_allclose(found[0], found[1], atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("transition", ["unified", "blockwise"])
-def test_a_model_of_another_precision_is_refused_with_a_way_out(images, dtype, transition):
-    model, X, y = images
-    clf = DiffusionCalibratedClassifier(copy.deepcopy(model).to(dtype), transition=transition)
-    with pytest.raises(BackboneError, match=rf"{dtype}.*model\.float\(\)"):
-        clf.fit(X, y)
-
-
 def test_a_fit_on_an_array_forgets_the_column_names_of_an_earlier_one(wrapped, table):
     X, y, _, _ = table
     options = {"transition": "blockwise", "random_state": 0}

@@ -9,15 +9,19 @@ from timm.models import VisionTransformer
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "good", "bad", "film", "plot", "a", "the", "so"]
 
 
-def make_tokenizer(**kwargs):
+def make_tokenizer(pair=False, **kwargs):
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
     )
     options = {"pad_token": "[PAD]", "model_max_length": 512} | kwargs
+    if pair:
+        options["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
     return transformers.PreTrainedTokenizerFast(tokenizer_object=core, **options)
 
 

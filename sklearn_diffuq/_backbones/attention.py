@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from sklearn_diffuq._backbones.precision import widened
+
 _PROJECTIONS = (
     ("query", "key", "value"),
     ("q_proj", "k_proj", "v_proj"),
@@ -58,8 +60,8 @@ class AttentionLayers:
     def matrices(self) -> list[tuple[Tensor, Tensor | None]]:
         """Return (weight, bias or None) of queries, keys and values, detached."""
         if not self.is_fused:
-            return [(layer.weight.detach(), _detached(layer.bias)) for layer in self.projections]
-        weight, bias = self.projections[0].weight.detach(), _detached(self.projections[0].bias)
+            return [(_values(layer.weight), _detached(layer.bias)) for layer in self.projections]
+        weight, bias = _values(self.projections[0].weight), _detached(self.projections[0].bias)
         biases: Sequence[Tensor | None] = [None] * 3 if bias is None else bias.chunk(3)
         return list(zip(weight.chunk(3), biases, strict=True))
 
@@ -132,4 +134,9 @@ def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach()
+    return None if tensor is None else _values(tensor)
+
+
+def _values(tensor: Tensor) -> Tensor:
+    values: Tensor = widened(tensor.detach())
+    return values

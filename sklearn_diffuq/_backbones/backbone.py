@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_diffuq._backbones.calling import call_model, eager, read_logits
+from sklearn_diffuq._backbones.calling import call_model, eager, required_logits
 from sklearn_diffuq._backbones.context import Batch, Context, mean_over_tokens, token_mask
 from sklearn_diffuq._backbones.cut import Cut, call_stubbed, record_calls
 from sklearn_diffuq._backbones.discovery import candidate_blocks
 from sklearn_diffuq._backbones.fingerprint import check_same_model, describe_model
 from sklearn_diffuq._backbones.freezing import frozen, lock_of
+from sklearn_diffuq._backbones.precision import n_weights, widened
 from sklearn_diffuq._backbones.probe import check_replay, check_trace, trace_blocks
 from sklearn_diffuq._inputs.batching import map_rows
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
@@ -34,7 +35,8 @@ class Backbone:
     """A model cut into embedding, blocks and readout.
 
     States have shape ``(n, t, d)``: rows, tokens, width. Call `probe` once before `embed`, `block`
-    and `readout`. The model is not copied. Outside of `frozen`, methods run it in the mode it is
+    and `readout`. The model is not copied, and runs in its own precision; states are in float32
+    where that is a half one. Outside of `frozen`, methods run it in the mode it is
     in; no method leaves a hook, a replaced forward or a changed flag behind. Calls on one module
     from several threads wait for each other. ``sklearn.base.clone`` returns the object itself.
 
@@ -136,8 +138,13 @@ class Backbone:
         return self._probed().n_outputs if self.columns is None else len(self.columns)
 
     @property
+    def passes_gradients(self) -> bool:
+        """Whether gradients pass the whole model; some quantised layers stop them."""
+        return self._probed().gradients
+
+    @property
     def n_block_parameters(self) -> int:
-        return sum(p.numel() for block in self.blocks for p in block.parameters())
+        return sum(map(n_weights, self.blocks))
 
     @property
     def device(self) -> torch.device:
@@ -161,15 +168,10 @@ class Backbone:
             h, context = self.embed(batch)
             return self.readout(self.advance(h, context), context)
         with lock_of(self.module):
-            return self.align(self._require_logits(call_model(self.module, batch)))
+            return self.align(required_logits(self.module, call_model(self.module, batch)))
 
     def embed(self, batch: Batch) -> tuple[Tensor, Context]:
         """Return the state that enters the first block, at the cost of the embedding alone.
-
-        Parameters
-        ----------
-        batch : dict of str to torch.Tensor
-            The model inputs.
 
         Returns
         -------
@@ -178,6 +180,7 @@ class Backbone:
             Has to be given to `block` and `readout` with states of this batch.
         """
         h, calls = record_calls(self.module, self.blocks, self._probed(), batch)
+        h = widened(h)
         return h, Context(dict(batch), token_mask(batch, h), calls, self._probed().slots)
 
     def block(
@@ -194,24 +197,25 @@ class Backbone:
         context : Context
             What `embed` returned for the batch.
         call : callable, default=None
-            Called instead of the block, with the block's arguments.
+            Called instead of the block, with the block's arguments, in float32 at least.
 
         Returns
         -------
         h : torch.Tensor of shape (n, t, d)
         """
-        args, kwargs = context.arguments(k, h)
+        is_half = self._probed().half is not None
+        args, kwargs = context.arguments(k, self._own(h) if call is None else h)
+        if call is not None and is_half:
+            args, kwargs = widened(args), widened(kwargs)
         with lock_of(self.module), eager(self.blocks[k]):
             output = (self.blocks[k] if call is None else call)(*args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        output = output[0] if isinstance(output, tuple) else output
+        return widened(output) if is_half else output
 
     def advance(
         self, h: Tensor, context: Context, start: int = 0, stop: int | None = None
     ) -> Tensor:
-        """Apply the blocks from `start` up to, not including, `stop`; None means all that follow.
-
-        Parameters and result are those of `block`.
-        """
+        """Apply the blocks from `start` up to, not including, `stop`; None means to the last."""
         for k in range(start, self.n_blocks if stop is None else stop):
             h = self.block(k, h, context)
         return h
@@ -245,10 +249,11 @@ class Backbone:
         """Return the logits of `readout` before the `columns` of the classes are chosen."""
         if self.custom_readout is not None:
             return self.custom_readout(self.features(h, context))
+        h = self._own(h)
         output = call_stubbed(
             self.module, self.blocks, self._probed(), context.batch, lambda k, args, kwargs: h
         )
-        return self._require_logits(output)
+        return required_logits(self.module, output)
 
     def align(self, logits: Tensor) -> Tensor:
         """Return the logits (n, n_outputs) of the classes among native logits."""
@@ -368,11 +373,7 @@ class Backbone:
 
     # Inside ----------------------------------------------------------------------------------
 
-    def _require_logits(self, output: Any) -> Tensor:
-        logits = read_logits(self.module, output)
-        if logits is None:
-            raise BackboneError(
-                f"{type(self.module).__name__} returns no logits of shape (n, n_classes). Wrap a "
-                "classifier, or give a readout=: a module on pooled features of shape (n, d)."
-            )
-        return logits
+    def _own(self, h: Tensor) -> Tensor:
+        """Return a state in the precision of the model, where that is a half one."""
+        half = self._probed().half
+        return h if half is None else h.to(half)

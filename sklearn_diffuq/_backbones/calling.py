@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sklearn_diffuq._backbones.precision import in_precision, widened
 from sklearn_diffuq.exceptions import BackboneError
 
 Parameters = Mapping[str, inspect.Parameter]
@@ -56,13 +57,13 @@ def inner_model(module: nn.Module) -> nn.Module:
 
 
 def call_model(module: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
-    """Call a model on a batch, a dict of tensors.
+    """Call a model on a batch, a dict of tensors; floats get the precision of the model.
 
     Names that ``forward`` has, or takes by ``**kwargs``, are keywords; see `bind`. The copies of
     DataParallel and the code of torch.compile are passed by: the module itself is called.
     """
     args, kwargs = bind(module, list(batch))
-    module = _without_shell(module)
+    module, batch = _without_shell(module), in_precision(module, batch)
     with eager(module), _no_cache(module):
         options = _quiet_options(module)
         named = {name: batch[key] for name, key in kwargs.items()}
@@ -218,4 +219,16 @@ def read_logits(module: nn.Module, output: Any) -> torch.Tensor | None:
         output = getattr(output, "logits", None)
     if not isinstance(output, torch.Tensor) or output.ndim != 2:
         return None
-    return output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+    logits: torch.Tensor = widened(output)
+    return logits
+
+
+def required_logits(module: nn.Module, output: Any) -> torch.Tensor:
+    """Return the logits in a model's output, or raise BackboneError."""
+    logits = read_logits(module, output)
+    if logits is None:
+        raise BackboneError(
+            f"{type(module).__name__} returns no logits of shape (n, n_classes). Wrap a "
+            "classifier, or give a readout=: a module on pooled features of shape (n, d)."
+        )
+    return logits

@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sklearn_diffuq._backbones.calling import call_model
 from sklearn_diffuq._backbones.context import Batch, Call
 from sklearn_diffuq._backbones.freezing import lock_of
+from sklearn_diffuq._backbones.precision import HALF
 from sklearn_diffuq.exceptions import BackboneError
 
 
@@ -18,7 +20,8 @@ class Cut:
     """What is known about a model that can be cut.
 
     ``slots`` says where each block takes the hidden state (position or keyword), ``extras`` how
-    many values it returns after it in a tuple (None: it returns the bare state).
+    many values it returns after it in a tuple (None: it returns the bare state). ``dtype`` is the
+    precision of its states, and ``gradients`` says whether gradients pass it.
     """
 
     path: str
@@ -26,6 +29,14 @@ class Cut:
     extras: tuple[int | None, ...]
     width: int
     n_outputs: int | None = None
+    dtype: str = "float32"
+    gradients: bool = True
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """The precision of the states if it is a half one, else None."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype if dtype in HALF else None
 
 
 @contextmanager

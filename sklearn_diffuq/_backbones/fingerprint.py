@@ -1,11 +1,13 @@
 """What a saved model is recognised by."""
 
 import hashlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from sklearn_diffuq._backbones.precision import n_weights, unpacked
 from sklearn_diffuq.exceptions import BackboneError
 
 
@@ -29,18 +31,25 @@ def describe_model(module: nn.Module, path: str) -> dict[str, Any]:
     except AttributeError:
         blocks = []
     digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        if isinstance(value, torch.Tensor):
-            value = value.detach().cpu().contiguous()
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name, value in _tensors(module.state_dict()):
+        value = unpacked(value.detach()).cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
     return {
         "class": type(module).__name__,
         "blocks": path,
         "n_blocks": len(blocks),
-        "n_block_parameters": sum(p.numel() for block in blocks for p in block.parameters()),
+        "n_block_parameters": sum(map(n_weights, blocks)),
         "sha256": digest.hexdigest(),
     }
+
+
+def _tensors(state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Yield names and tensors; quantised layers keep tuples of them."""
+    for name, value in state.items():
+        for part in value if isinstance(value, tuple) else (value,):
+            if isinstance(part, Tensor):
+                yield name, part
 
 
 def model_in_words(description: dict[str, Any]) -> str:

@@ -14,6 +14,24 @@ from sklearn_diffuq._backbones.calling import inner_model
 _HEAD = re.compile(r"(^|\.)(classifier|score)(\.out_proj)?\.weight$")  # in a PEFT adapter
 
 
+def is_pipeline(model: Any) -> bool:
+    """Tell whether something is a transformers pipeline, without importing transformers."""
+    return any(
+        cls.__name__ == "Pipeline" and cls.__module__.startswith("transformers.")
+        for cls in type(model).__mro__
+    )
+
+
+def read_given(given: Any) -> tuple[nn.Module, Any]:
+    """Return a model and what it is used with, from its name, a pipeline, or the model itself."""
+    if isinstance(given, str):
+        return load_model(given)
+    if is_pipeline(given):
+        is_image = ModelInputs.of(given.model).kind == "images"
+        return given.model, given.image_processor if is_image else given.tokenizer
+    return given, None
+
+
 def load_model(name: str) -> tuple[nn.Module, Any]:
     """Load a pre-trained model.
 

@@ -13,6 +13,7 @@ from sklearn_diffuq._backbones.calling import call_model, read_logits
 from sklearn_diffuq._backbones.context import Batch, Call, Context
 from sklearn_diffuq._backbones.cut import Cut, replaced_forwards
 from sklearn_diffuq._backbones.discovery import describe_candidates
+from sklearn_diffuq._backbones.precision import passes_gradients, widened
 from sklearn_diffuq.exceptions import BackboneError
 
 Refused: TypeAlias = Callable[..., BackboneError]  # of a reason and a way out
@@ -131,6 +132,8 @@ def check_trace(module: nn.Module, trace: Trace, batch: Batch) -> Cut:
         slots=tuple(slots),
         extras=tuple(len(o) - 1 if isinstance(o, tuple) else None for o in trace.outputs),
         width=inputs[0].shape[-1],
+        dtype=str(inputs[0].dtype).removeprefix("torch."),
+        gradients=passes_gradients(module, lambda: call_model(module, batch)),
     )
 
 
@@ -144,7 +147,7 @@ def check_replay(backbone: CutModel, batch: Batch, trace: Trace) -> int | None:
         previous = h
         with _explained(refused, f"{more}: block {k} fails when it is called on its own"):
             h = backbone.block(k, previous, context)
-        if not same(h, expected[0] if isinstance(expected, tuple) else expected):
+        if not same(h, widened(expected[0] if isinstance(expected, tuple) else expected)):
             raise refused(
                 f"{more}: called on its own, block {k} gives another output than in the model"
             )

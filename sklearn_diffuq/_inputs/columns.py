@@ -7,6 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sklearn_diffuq._inputs.dataset_rows import DatasetRows
+from sklearn_diffuq._inputs.image_files import is_file_name, open_image
+from sklearn_diffuq._inputs.not_finite import UnreadableError
+
 
 class Column(Protocol):
     """One model input of all samples."""
@@ -113,22 +117,63 @@ class Mask:
 
 
 class Images:
-    """Images turned into pixels one by one, when a batch is made."""
+    """Images turned into pixels one by one, when a batch is made.
+
+    Parameters
+    ----------
+    items : sequence of length n
+        Images, or names of their files.
+    transform : callable or Hugging Face image processor
+        Maps one image to its pixels.
+    n_channels : int, default=None
+        Channels that files are opened with.
+    shape : tuple of int, default=None
+        Shape of the pixels of every image; None means that of the first one.
+    """
 
     lengths: np.ndarray | None = None
 
-    def __init__(self, items: Sequence[Any] | np.ndarray, transform: Callable) -> None:
-        self.items, self.transform = items, transform
+    def __init__(
+        self,
+        items: Sequence[Any] | np.ndarray,
+        transform: Callable,
+        n_channels: int | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:
+        self.items, self.transform, self.n_channels = items, transform, n_channels
+        self.shape = tuple(self._pixels(0).shape) if shape is None and len(items) else shape
 
     def __len__(self) -> int:
         return len(self.items)
 
     def take(self, rows: np.ndarray) -> "Images":
-        return Images([self.items[i] for i in rows], self.transform)
+        if isinstance(self.items, DatasetRows):
+            items: Sequence[Any] = self.items[rows]
+        else:
+            items = [self.items[i] for i in rows]
+        return Images(items, self.transform, self.n_channels, self.shape)
 
     def tensor(self, rows: np.ndarray, length: int | None) -> Tensor:
         # one image at a time: the pixels of a row must not depend on its neighbours
-        return torch.stack([pixels_of(self.items[i], self.transform) for i in rows])
+        return torch.stack([self._pixels(i) for i in rows])
+
+    def _pixels(self, i: int) -> Tensor:
+        """Return the pixels of one image, or say that it has none or others than the first."""
+        item, row = self.items[i], np.array([i])
+        try:
+            image = open_image(item, self.n_channels) if is_file_name(item) else item
+            pixels = pixels_of(image, self.transform)
+        except Exception as error:
+            what = f"The preprocessor cannot read the first of them: {error!r}."
+            raise UnreadableError(row, what) from error
+        if getattr(self, "shape", None) not in (None, tuple(pixels.shape)):
+            raise UnreadableError(
+                row,
+                f"The preprocessor makes pixels of shape {tuple(pixels.shape)} of the first of "
+                f"them, but {self.shape} of the first image. Let it convert to one size and one "
+                "number of channels, for example by `image.convert('RGB')`.",
+            )
+        return pixels
 
 
 def pixels_of(item: Any, transform: Any) -> Tensor:

@@ -6,16 +6,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from sklearn_diffuq._inputs.columns import Dense, Images, pixels_of
+from sklearn_diffuq._inputs.columns import Dense, Images
+from sklearn_diffuq._inputs.dataset_rows import DatasetRows
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
-from sklearn_diffuq._inputs.not_finite import check_float32
+from sklearn_diffuq._inputs.not_finite import UnreadableError, check_float32
 
 
 def encode_images(
     X: Any,
     transform: Callable | None = None,
     n_channels: int | None = None,
-    image_size: int | tuple[int, int] | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> EncodedInputs:
     """Encode images as pixels of shape (n_channels, height, width).
 
@@ -23,37 +24,47 @@ def encode_images(
     ----------
     X : array or tensor of shape (n, C, H, W), (n, H, W, C) or (n, H, W), or list of images
         Without `transform`, float values are taken as they are and uint8 values are divided by 255;
-        the channel axis is the one of size `n_channels`. PIL images need a `transform`.
+        the channel axis is the one of size `n_channels`. PIL images need a `transform`. With one,
+        images may be given by the names of their files.
     transform : callable or Hugging Face image processor, default=None
         Maps one image to an array or tensor of shape (C, H, W). It runs per batch, never for the
         whole set.
     n_channels : int, default=None
         Channels that the model expects; None means unknown, and the array is not rearranged.
-    image_size : int or tuple of (int, int), default=None
-        Height and width in pixels that the model expects; None means any.
+    image_size : tuple of (int, int), default=None
+        Height and width in pixels that tell the channel axis where both axes fit.
 
     Returns
     -------
     inputs : EncodedInputs
         Batches with ``pixel_values``.
     """
+    if transform is None and isinstance(X, DatasetRows) and not hasattr(X[0], "convert"):
+        transform = _as_they_are
+    if transform is not None:
+        items = X if hasattr(X, "ndim") or isinstance(X, DatasetRows) else list(X)
+        items = items.detach().cpu().numpy() if isinstance(items, torch.Tensor) else items
+        images = Images(items, transform, n_channels)
+        what = "X" if transform is _as_they_are else "The transform"
+        if images.shape is not None:
+            _check_channels(images.shape, n_channels, image_size, what)
+        return EncodedInputs({"pixel_values": images})
     if isinstance(X, torch.Tensor):
         X = X.detach().cpu().numpy()
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if transform is not None:
-        items = X if hasattr(X, "ndim") else list(X)
-        if len(items):
-            _check_image_shape(
-                pixels_of(items[0], transform).shape, n_channels, size, "The transform"
-            )
-        return EncodedInputs({"pixel_values": Images(items, transform)})
     array = _image_array(X)
     check_float32(array, "X")
     if n_channels is not None:
-        array = _channels_first(array, n_channels, size)
-        _check_image_shape(array.shape[1:], n_channels, size, "X")
+        array = _channels_first(array, n_channels, image_size)
+        _check_channels(array.shape[1:], n_channels, image_size, "X")
     scale = 1 / 255 if array.dtype == np.uint8 else None
     return EncodedInputs({"pixel_values": Dense(array, scale)})
+
+
+def _as_they_are(image: Any) -> torch.Tensor:
+    """Return the pixels of an image of a data set."""
+    pixels = torch.as_tensor(image)
+    pixels = pixels[None] if pixels.ndim == 2 else pixels
+    return pixels / 255 if pixels.dtype == torch.uint8 else pixels
 
 
 def _image_array(X: Any) -> np.ndarray:
@@ -66,11 +77,13 @@ def _image_array(X: Any) -> np.ndarray:
                 "image to an array of shape (channels, height, width), or an image processor."
             )
         items = [np.asarray(item) for item in items]
-        shapes = sorted({item.shape for item in items})
-        if len(shapes) > 1:
-            raise ValueError(
-                f"Images have different shapes {shapes[:3]}. Pass `preprocessor=`, a callable that "
-                "resizes them."
+        other = [row for row, item in enumerate(items) if item.shape != items[0].shape]
+        if other:
+            raise UnreadableError(
+                np.array(other),
+                f"Images have different shapes: {items[other[0]].shape} instead of "
+                f"{items[0].shape}, that of row 0. Pass `preprocessor=`, a callable that makes "
+                "pixels of one shape of them.",
             )
         X = np.stack(items)
     array = np.asarray(X)
@@ -101,15 +114,21 @@ def _channels_first(array: np.ndarray, n_channels: int, size: tuple[int, int] | 
     return fits[0] if fits else first
 
 
-def _check_image_shape(
+def _check_channels(
     shape: Sequence[int], n_channels: int | None, size: tuple[int, int] | None, what: str
 ) -> None:
-    """Raise unless one image has the shape that the model expects."""
-    bad_channels = n_channels is not None and (len(shape) != 3 or shape[0] != n_channels)
-    if bad_channels or (size is not None and tuple(shape[-2:]) != tuple(size)):
-        height, width = size or ("height", "width")
-        raise ValueError(
-            f"{what} gives images of shape {tuple(shape)}, but the model expects "
-            f"({'channels' if n_channels is None else n_channels}, {height}, {width}). Resize or "
-            "convert the images, for example in `preprocessor=`."
-        )
+    """Raise unless one image has the channels that the model expects."""
+    if n_channels is not None and (len(shape) != 3 or shape[0] != n_channels):
+        raise wrong_shape(shape, n_channels, size, what)
+
+
+def wrong_shape(
+    shape: Sequence[int], n_channels: int | None, size: tuple[int, int] | None, what: str
+) -> ValueError:
+    """Return the error for images of a shape that the model does not read."""
+    height, width = size or ("height", "width")
+    return ValueError(
+        f"{what} gives images of shape {tuple(shape)}, but the model expects "
+        f"({'channels' if n_channels is None else n_channels}, {height}, {width}). Resize or "
+        "convert the images, for example in `preprocessor=`."
+    )

@@ -21,8 +21,8 @@ def encode_text(
 
     Parameters
     ----------
-    X : list, tuple, 1-D array, Series or one-column DataFrame of str
-        The texts.
+    X : list, tuple, 1-D array, Series or one-column array or DataFrame of str
+        The texts; or pairs of them, as tuples or in two columns.
     tokenizer : Hugging Face tokenizer
         Token type ids are kept only if the tokenizer gives them.
     max_length : int, default=None
@@ -38,7 +38,7 @@ def encode_text(
     inputs : EncodedInputs
         Batches with ``input_ids`` and ``attention_mask``.
     """
-    texts = _text_list(X)
+    texts = _texts(X)
     if pad_id is None:
         pad_id = getattr(tokenizer, "pad_token_id", None)
     if pad_id is None:
@@ -49,13 +49,16 @@ def encode_text(
             "Set `tokenizer.pad_token`."
         )
     encoded = tokenizer(
-        texts, truncation=max_length is not None, max_length=max_length, return_attention_mask=False
+        *texts,
+        truncation=max_length is not None,
+        max_length=max_length,
+        return_attention_mask=False,
     )
     for row, ids in enumerate(encoded["input_ids"]):
         if len(ids) == 0:
             raise ValueError(
-                f"The text at row {row}, {texts[row]!r}, has no token. Remove empty texts, or use "
-                "a tokenizer that adds special tokens."
+                f"The text at row {row}, {texts[0][row]!r}, has no token. Remove empty texts, or "
+                "use a tokenizer that adds special tokens."
             )
     columns = {}
     for name, pad in (("input_ids", pad_id), ("token_type_ids", 0)):
@@ -65,17 +68,32 @@ def encode_text(
     return EncodedInputs(columns, max_length)
 
 
-def _text_list(X: Any) -> list[str]:
-    """Return the texts as a list of str, or say which row is not one."""
+def _texts(X: Any) -> list[list[str]]:
+    """Return the texts, and in a second list what they are paired with, if anything."""
     if isinstance(X, str):
         raise TypeError("Got one str where a collection of texts is expected. Use `[text]`.")
     if getattr(X, "ndim", 1) == 2:
-        if X.shape[1] != 1:
+        if X.shape[1] not in (1, 2):
             raise ValueError(
-                f"Text has to be one column, but X has {X.shape[1]}. Select the column, for "
-                "example with `X['text']`."
+                f"Text has to be one column, or two of pairs, but X has {X.shape[1]}. Select the "
+                "columns, for example with `X[['text']]`."
             )
-        X = X.iloc[:, 0] if hasattr(X, "iloc") else X[:, 0]
+        columns = [X.iloc[:, j] if hasattr(X, "iloc") else X[:, j] for j in range(X.shape[1])]
+        return [_text_list(column) for column in columns]
+    rows = X.tolist() if hasattr(X, "tolist") else list(X)
+    if rows and isinstance(rows[0], (tuple, list)):
+        for row, pair in enumerate(rows):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise TypeError(
+                    f"Row 0 is a pair of texts, but row {row} is {pair!r}. Give a pair in every "
+                    "row, or a text in every row."
+                )
+        return [_text_list(column) for column in zip(*rows, strict=True)]
+    return [_text_list(rows)]
+
+
+def _text_list(X: Any) -> list[str]:
+    """Return texts as a list of str, or say which row is not one."""
     texts = X.tolist() if hasattr(X, "tolist") else list(X)
     for row, text in enumerate(texts):
         if not isinstance(text, str):

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from sklearn_diffuq._inputs.columns import Column, Mask, Ragged
-from sklearn_diffuq._inputs.not_finite import NotFiniteError, rows_not_finite
+from sklearn_diffuq._inputs.not_finite import NotFiniteError, UnreadableError, rows_not_finite
 
 
 class EncodedInputs:
@@ -154,7 +154,11 @@ class EncodedInputs:
         rows = np.asarray(rows, dtype=np.intp)
         if self.lengths is not None and length is None:
             length = int(self.lengths[rows].max())
-        batch = {name: column.tensor(rows, length) for name, column in self._columns.items()}
+        try:
+            batch = {name: column.tensor(rows, length) for name, column in self._columns.items()}
+        except UnreadableError as error:
+            bad = error.rows if self.numbers is None else self.numbers[error.rows]
+            raise UnreadableError(bad, error.what, self.source) from error.__cause__
         return {name: tensor.to(device) for name, tensor in batch.items()}
 
 

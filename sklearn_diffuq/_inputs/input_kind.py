@@ -1,6 +1,7 @@
 """What kind of data `X` is."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,10 @@ from sklearn_diffuq._inputs.rows import refuse_sparse
 
 
 def input_kind(X: Any) -> str:
-    """Return "mapping", "text", "images" or "table", from the type of `X` alone."""
+    """Return "mapping", "text", "files", "images" or "table", from `X` alone.
+
+    Names of files are "text" where they are str. Text may come in pairs.
+    """
     refuse_sparse(X)
     if isinstance(X, Mapping):
         return "mapping"
@@ -18,22 +22,31 @@ def input_kind(X: Any) -> str:
         return "images" if X.ndim > 2 else "table"
     if isinstance(X, str):
         return "text"
-    if hasattr(X, "dtypes") and getattr(X, "ndim", 0) == 2:  # a data frame
-        return "text" if X.shape[1] == 1 and _is_str(X.iloc[:, 0]) else "table"
-    if hasattr(X, "ndim") and X.ndim > 1:
-        return "images" if X.ndim > 2 else "table"
+    if getattr(X, "ndim", 0) == 2:  # a data frame or an array
+        columns = [X.iloc[:, j] if hasattr(X, "iloc") else X[:, j] for j in range(X.shape[1])]
+        kinds = {_column_kind(column) for column in columns[:3]}
+        return kinds.pop() if len(kinds) == 1 and len(columns) <= 2 else "table"
+    if hasattr(X, "ndim") and X.ndim > 2:
+        return "images"
     if not hasattr(X, "__iter__"):  # such as an object with nothing but __array__
         return input_kind(np.asarray(X))
-    if _is_str(X):
+    kind = _column_kind(X)
+    if kind != "table":
+        return kind
+    first = X[0] if isinstance(X, (Sequence, np.ndarray)) and len(X) else None
+    if isinstance(first, (tuple, list)) and len(first) == 2 and _column_kind(first) == "text":
         return "text"
-    first = X[0] if isinstance(X, (list, tuple, np.ndarray)) and len(X) else None
     is_image = hasattr(first, "convert") or getattr(first, "ndim", 0) > 1
     return "images" if is_image else "table"
 
 
-def _is_str(values: Any) -> bool:
-    """Tell whether a one-dimensional collection starts with a str."""
-    kind = getattr(getattr(values, "dtype", None), "kind", "O")
+def _column_kind(values: Any) -> str:
+    """Return "text", "files" or "table" for a collection, from its type and its first value."""
+    dtype = getattr(values, "dtype", None)
+    kind = getattr(dtype, "kind", "O")
     if kind != "O":
-        return kind in "UT" or "str" in str(values.dtype)
-    return next((isinstance(v, str) for v in values if v is not None), False)
+        return "text" if kind in "UT" or "str" in str(dtype) else "table"
+    first = next((value for value in values if value is not None), None)
+    if isinstance(first, str):
+        return "text"
+    return "files" if isinstance(first, os.PathLike) else "table"

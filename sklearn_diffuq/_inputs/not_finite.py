@@ -1,7 +1,8 @@
-"""Refusing rows with NaN or infinite values, by their numbers in what the user gave."""
+"""Refusing rows that cannot be used, by their numbers in what the user gave."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,18 +13,20 @@ SHOWN = 10  # row numbers that a message names
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
-class NotFiniteError(ValueError):
-    """Some rows have NaN or infinite values.
+class RowsError(ValueError):
+    """Some rows cannot be used.
 
     Parameters
     ----------
     rows : ndarray of int
         Their numbers, from 0.
     what : str
-        What is not finite, and what to do.
+        What is wrong, and what to do.
     source : str, default="X"
         What the rows are counted in.
     """
+
+    problem: ClassVar[str]
 
     def __init__(self, rows: np.ndarray, what: str, source: str = "X") -> None:
         self.rows, self.what, self.source = np.asarray(rows), what, source
@@ -34,9 +37,21 @@ class NotFiniteError(ValueError):
         dots = ", .." if len(numbers) > SHOWN else ""
         listed = ", ".join(map(str, numbers[:SHOWN])) + dots
         return (
-            f"NaN or infinite values in {len(numbers)} row(s) of {self.source}, counted from 0: "
-            f"{listed}. {self.what}"
+            f"{self.problem} in {len(numbers)} row(s) of {self.source}, counted from 0: {listed}. "
+            f"{self.what}"
         )
+
+
+class NotFiniteError(RowsError):
+    """Some rows have NaN or infinite values."""
+
+    problem = "NaN or infinite values"
+
+
+class UnreadableError(RowsError):
+    """Some rows cannot be read as images."""
+
+    problem = "Unreadable images"
 
 
 @contextmanager
@@ -44,8 +59,8 @@ def counted_in(numbers: np.ndarray, source: str) -> Iterator[None]:
     """Name the rows of an error by their numbers in `source`, of which they are a part."""
     try:
         yield
-    except NotFiniteError as error:
-        raise NotFiniteError(numbers[error.rows], error.what, source) from None
+    except RowsError as error:
+        raise type(error)(numbers[error.rows], error.what, source) from error.__cause__
 
 
 @contextmanager

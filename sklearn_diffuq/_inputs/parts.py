@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from sklearn_diffuq._inputs.dataset_rows import rows_and_labels
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.not_finite import counted_in
 from sklearn_diffuq._inputs.rows import (
@@ -80,7 +81,8 @@ def parts_of(
     seed : int
     """
     check_both(*held_out)
-    X, y, sample_weight = given
+    (X, y), sample_weight = rows_and_labels(*given[:2]), given[2]
+    held_out = rows_and_labels(*held_out)
     numbers = positive_rows(y, sample_weight)
     rows = Part(*check_rows(X, y, sample_weight), numbers)
     if held_out[0] is None:

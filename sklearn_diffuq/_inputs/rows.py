@@ -16,6 +16,7 @@ from sklearn.utils.validation import (
     column_or_1d,
 )
 
+from sklearn_diffuq._inputs.dataset_rows import DatasetRows, is_dataset, rows_and_labels
 from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq.exceptions import CalibrationWarning
 
@@ -36,6 +37,7 @@ def check_rows(
         Positive; ones where none are given.
     """
     refuse_sparse(X)
+    X, y = rows_and_labels(X, y)
     if hasattr(X, "__array__") and not hasattr(X, "__getitem__"):
         X = np.asarray(X)
     if y is not None and not is_plain_mapping(X):
@@ -56,7 +58,8 @@ def check_n_samples(n_samples: Any) -> int:
 
 def check_both(X_calibration: Any, y_calibration: Any) -> None:
     """Refuse held-out rows without labels, and labels without rows."""
-    if (X_calibration is None) != (y_calibration is None):
+    has_labels = y_calibration is not None or is_dataset(X_calibration)
+    if (X_calibration is None) == has_labels:
         raise ValueError("X_calibration and y_calibration belong together: give both, or neither.")
 
 
@@ -171,7 +174,7 @@ def safe_indexing(X: Any, rows: np.ndarray) -> Any:
             "Give the raw text with a tokenizer as preprocessor, a skorch.helper.SliceDict, or "
             "X_calibration and y_calibration."
         )
-    return _safe_indexing(X, rows)
+    return X[rows] if isinstance(X, DatasetRows) else _safe_indexing(X, rows)
 
 
 def stratified_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sklearn_diffuq._backbones.attention import AttentionLayers, find_attention
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.context import Batch, mean_over_tokens
+from sklearn_diffuq._backbones.precision import widened
 from sklearn_diffuq._path.covariance import StateCovariance, principal_factors
 from sklearn_diffuq._path.distance import GaussianProcessVariance, StateDistance, standardisation
 from sklearn_diffuq._path.time_grid import Interval
@@ -48,10 +49,10 @@ def norm_before(
     seen: dict[nn.Module, Tensor] = {}
 
     def record_input(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen[module] = args[0]
+        seen[module] = widened(args[0])
 
     def record_output(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-        seen[module] = output
+        seen[module] = widened(output)
 
     norms = [m for m in block.modules() if isinstance(m, nn.LayerNorm)]
     reader = layers.projections[0]
@@ -166,7 +167,10 @@ class _BlockAttention:
     def observe(self, run: Callable[[], object], h: Tensor, mask: Tensor | None) -> None:
         if not self.known:
             self.norm, self.known = norm_before(self.block, self.layers, run, h), True
-        x = h if self.norm is None else self.norm(h)
+        x, norm = h, self.norm
+        if norm is not None:
+            weight, bias = widened(norm.weight), widened(norm.bias)
+            x = nn.functional.layer_norm(h, norm.normalized_shape, weight, bias, norm.eps)
         _, key, value = (nn.functional.linear(x, w, b) for w, b in self.layers.matrices())
         real = torch.ones(h.shape[:2], dtype=torch.bool, device=h.device) if mask is None else mask
         self.keys.append(key[real])
@@ -198,8 +202,8 @@ class _BlockAttention:
         return AttentionVariance(
             weight.clone(),
             None if bias is None else bias.clone(),
-            None if norm is None else norm.weight.detach(),
-            None if norm is None or norm.bias is None else norm.bias.detach(),
+            None if norm is None else widened(norm.weight.detach()),
+            None if norm is None or norm.bias is None else widened(norm.bias.detach()),
             0.0 if norm is None else norm.eps,
             [GaussianProcessVariance.given(keys[:, i].cpu()) for i in range(self.layers.n_heads)],
         )

@@ -12,9 +12,11 @@ import torch
 from sklearn.frozen import FrozenEstimator
 
 from sklearn_diffuq._backbones.fingerprint import model_in_words
+from sklearn_diffuq._backbones.loading import is_pipeline
 from sklearn_diffuq._state import State
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
+from sklearn_diffuq._wrapped.open_fitted import AfterSteps, open_fitted
 from sklearn_diffuq._wrapped.transformer_classifier import TransformerClassifier
 from sklearn_diffuq.exceptions import BackboneError
 
@@ -30,9 +32,13 @@ def wrapped_state(wrapped: BackboneClassifier) -> State:
     -------
     state : State
         Without parameters if it can only be given to `load_wrapped`: a subclass of the package's
-        classifiers may hold what is not known here.
+        classifiers may hold what is not known here, and fitted steps come before others.
     """
-    state: State = wrapped.to_state()
+    encoder = wrapped._encoder
+    if isinstance(encoder, AfterSteps):
+        state: State = encoder.without_steps(wrapped).to_state()
+        return State(state.config | {"params": None}, state.tensors)
+    state = wrapped.to_state()
     if type(wrapped) in (FTTransformerClassifier, TransformerClassifier):
         return state
     return State(state.config | {"params": None}, state.tensors)
@@ -59,7 +65,7 @@ def load_wrapped(state: State, classes: np.ndarray, estimator: Any) -> BackboneC
         If something is missing, or is not what was saved.
     """
     if isinstance(estimator, FrozenEstimator):
-        estimator = estimator.estimator
+        estimator = open_fitted(estimator)
     if hasattr(estimator, "backbone_"):
         _check_classes(estimator, classes)
         return estimator.with_saved_backbone(state)
@@ -99,13 +105,14 @@ def _load_transformer(state: State, classes: np.ndarray, estimator: Any) -> Tran
         model, preprocessor = estimator.model, estimator.preprocessor
     params = state.config["params"]
     source = params["model"] if model is None else model
-    if not isinstance(source, (str, torch.nn.Module)):
+    if not isinstance(source, (str, torch.nn.Module)) and not is_pipeline(source):
         raise ValueError(
             f"The wrapped model was not saved: expected estimator=, a {_saved_model(state)} "
             f"(the torch model, its name, or a TransformerClassifier with it); got "
             f"{_in_words(estimator)}."
         )
-    if params["preprocessor"] is None and preprocessor is None and state.config["preprocessor"]:
+    has_own = preprocessor is not None or is_pipeline(source)
+    if params["preprocessor"] is None and not has_own and state.config["preprocessor"]:
         raise ValueError(
             "The preprocessor was not saved: expected estimator=TransformerClassifier(model, "
             f"preprocessor=...) with a {state.config['preprocessor']}, or the fitted wrapped "

@@ -103,6 +103,8 @@ def linearise(
 ) -> LinearisedPath:
     """Return the `LinearisedPath` of a batch: one forward pass and one backward pass per logit.
 
+    Where gradients do not pass the model, noise causes no covariance.
+
     Parameters
     ----------
     path : GaussianPath
@@ -124,7 +126,10 @@ def linearise(
             states.append(h.detach())
         logits = backbone.readout(h, context)
         top = logits.detach().topk(min(MAX_LINEARISED, logits.shape[1])).indices
-        gradients = _gradients(logits, top, nudges)
+        if backbone.passes_gradients:
+            gradients = _gradients(logits, top, nudges)
+        else:  # what autograd gives are those of the other layers alone
+            gradients = [nudge.new_zeros(*top.shape, *nudge.shape[1:]) for nudge in nudges]
     with torch.no_grad():
         shared, token = _unit_covariances(path, gradients, context.mask)
         start, distance = _distances(path, states, context)

@@ -16,6 +16,7 @@ from torch.func import functional_call
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.context import Context
+from sklearn_diffuq._backbones.precision import widened
 from sklearn_diffuq._path.time_grid import Grid, Interval, steps_of
 from sklearn_diffuq._state import State
 
@@ -108,7 +109,7 @@ class UnifiedTransition(nn.Module):
         i = self.intervals.index(interval)
         parameters = {name_of(k): v[i] for k, v in self.vectors.items()}
         parameters |= {name_of(k): self.matrix(k, i) for k in self.shared}
-        parameters |= {n: b.to(h.device) for n, b in self._buffers_of[i].items()}
+        parameters |= {n: widened(b.to(h.device)) for n, b in self._buffers_of[i].items()}
 
         def call(*args: Any, **kwargs: Any) -> Any:  # whatever the block takes and returns
             return functional_call(self._templates[i], parameters, args, kwargs)

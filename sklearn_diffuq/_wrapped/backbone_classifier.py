@@ -11,6 +11,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.label_columns import fit_linear_readout
+from sklearn_diffuq._inputs.dataset_rows import rows_and_labels
 from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._state import State, column_names, plain
 
@@ -46,7 +47,7 @@ class BackboneClassifier(ClassifierMixin, BaseEstimator):
             Token ids, pixels, numbers and codes of categories, or the entries of a mapping.
         """
         check_is_fitted(self)
-        return self._encoder.transform(self, X)
+        return self._encoder.transform(self, rows_and_labels(X)[0])
 
     def _logits(self, X):
         check_is_fitted(self)

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_consistent_length
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.ft_transformer import FTTransformer
+from sklearn_diffuq._inputs.dataset_rows import rows_and_labels
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.rows import check_labels, class_indices, stratified_split
 from sklearn_diffuq._inputs.table_encoder import TableEncoder
@@ -154,15 +155,15 @@ class FTTransformerClassifier(BackboneClassifier):
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X, y=None, sample_weight=None):
         """Train the network.
 
         Parameters
         ----------
-        X : array-like or DataFrame of shape (n, n_features)
+        X : array-like, DataFrame or data set of shape (n, n_features)
             Training rows.
-        y : array-like of shape (n,)
-            Labels.
+        y : array-like of shape (n,), default=None
+            Labels; None takes those of a data set.
         sample_weight : array-like of shape (n,), default=None
             Weights of the rows; rows of weight zero are ignored.
 
@@ -204,6 +205,7 @@ class FTTransformerClassifier(BackboneClassifier):
         """
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         device = resolve_device(self.device)
+        X, y = rows_and_labels(X, y)
         check_consistent_length(X, y)
         y, weight, kept = check_labels(y, sample_weight, type(self).__name__)
         encoder = TableEncoder(seed)

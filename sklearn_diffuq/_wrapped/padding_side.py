@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from sklearn_diffuq._backbones.precision import HALF, is_quantised
 from sklearn_diffuq._inputs.batching import inference_batches
 from sklearn_diffuq.exceptions import BackboneError
 
@@ -52,8 +53,9 @@ def _is_unchanged(backbone, row):
     _, _, length = next(inference_batches(row, 1))
     alone = _answer(backbone, row.batch([0], device=backbone.device))
     padded = _answer(backbone, row.batch([0], length, device=backbone.device))
-    is_exact = torch.get_float32_matmul_precision() == "highest" and all(
-        p.dtype not in (torch.float16, torch.bfloat16) for p in backbone.module.parameters()
+    model = backbone.module
+    is_exact = torch.get_float32_matmul_precision() == "highest" and not (
+        any(p.dtype in HALF for p in model.parameters()) or any(map(is_quantised, model.modules()))
     )
     tolerance = TOLERANCE if is_exact else LOW_PRECISION_TOLERANCE
     return torch.allclose(

@@ -8,13 +8,15 @@ import numpy as np
 import torch
 from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
-from sklearn.utils._param_validation import Interval
+from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import _num_samples, check_consistent_length
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.calling import inner_model
 from sklearn_diffuq._backbones.label_columns import match_columns
-from sklearn_diffuq._backbones.loading import ModelInputs, load_model, load_preprocessor
+from sklearn_diffuq._backbones.loading import ModelInputs, load_preprocessor, read_given
+from sklearn_diffuq._backbones.precision import needs_float32
+from sklearn_diffuq._inputs.dataset_rows import rows_and_labels
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.not_finite import rows_blamed
 from sklearn_diffuq._inputs.rows import check_labels, class_indices
@@ -37,15 +39,15 @@ class TransformerClassifier(BackboneClassifier):
 
     Parameters
     ----------
-    model : torch.nn.Module or str
-        A Hugging Face model, a timm model or any module with a list of transformer blocks, also
-        inside of ``DataParallel``, ``torch.compile`` or PEFT; or the directory or name of a Hugging
-        Face model, the directory of a PEFT adapter, or the name of a timm model. The model given is
-        never changed.
+    model : torch.nn.Module, transformers.Pipeline or str
+        A Hugging Face model or pipeline, a timm model or any module with a list of transformer
+        blocks, also inside of ``DataParallel``, ``torch.compile`` or PEFT; or the directory or name
+        of a Hugging Face model, the directory of a PEFT adapter, or the name of a timm model. The
+        model given is never changed.
     preprocessor : tokenizer, callable, str or None, default=None
         For raw text, a Hugging Face tokenizer. For images, a Hugging Face image processor or a
         callable that maps one image to an array (channels, height, width). A str is the directory
-        or name to load one from. A Hugging Face model given by name brings its own.
+        or name to load one from. A pipeline and a Hugging Face model given by name bring theirs.
     finetune : bool, default=False
         Whether to train a copy of the model, all of it, on the rows of `fit`.
     max_length : int, default=None
@@ -122,7 +124,7 @@ class TransformerClassifier(BackboneClassifier):
     """
 
     _parameter_constraints: ClassVar[dict] = {
-        "model": [torch.nn.Module, str],
+        "model": [torch.nn.Module, str, HasMethods(["preprocess", "postprocess"])],
         "preprocessor": [callable, str, None],
         "finetune": ["boolean"],
         "max_length": [Interval(Integral, 1, None, closed="left"), None],
@@ -177,15 +179,15 @@ class TransformerClassifier(BackboneClassifier):
         return tags
 
     @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y, sample_weight=None):
+    def fit(self, X, y=None, sample_weight=None):
         """Match the model with the labels, and train what has to be trained.
 
         Parameters
         ----------
-        X : array-like, DataFrame, list of str, list of images, or mapping, of length n
+        X : array-like, DataFrame, list of str, list of images, mapping or data set, of length n
             Rows of the kind that the model reads.
-        y : array-like of shape (n,)
-            Labels.
+        y : array-like of shape (n,), default=None
+            Labels; None takes those of a data set.
         sample_weight : array-like of shape (n,), default=None
             Weights of the rows; rows of weight zero are ignored.
 
@@ -210,7 +212,7 @@ class TransformerClassifier(BackboneClassifier):
 
         Parameters
         ----------
-        X : array-like, DataFrame, list of str, list of images, or mapping, of length n
+        X : as in `fit`, of length n
             Rows of the kind that the model reads.
         y : array-like of shape (n,)
             Labels.
@@ -221,12 +223,8 @@ class TransformerClassifier(BackboneClassifier):
         -------
         training : LabelledInputs
             Rows of positive weight, as `encode` returns them, with class indices and weights.
-
-        Raises
-        ------
-        ValueError
-            As for `fit`.
         """
+        X, y = rows_and_labels(X, y)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         n = None if y is None else _num_samples(y)
         y, weight, kept = check_labels(y, sample_weight, type(self).__name__)
@@ -242,7 +240,7 @@ class TransformerClassifier(BackboneClassifier):
 
     def _set_model(self, device):
         """Load the model and its encoder; copy a given model that will be trained or moved."""
-        model, own = load_model(self.model) if isinstance(self.model, str) else (self.model, None)
+        model, own = read_given(self.model)
         preprocessor = own if self.preprocessor is None else self.preprocessor
         if isinstance(preprocessor, str):
             is_image = ModelInputs.of(model).kind == "images"
@@ -259,9 +257,11 @@ class TransformerClassifier(BackboneClassifier):
         on_device = next(model.parameters()).device == device
         # what was made in inference mode can have no gradients, its copy can
         is_fixed = any(p.is_inference() for p in (*model.parameters(), *model.buffers()))
-        if not isinstance(self.model, str) and (self.finetune or not on_device or is_fixed):
+        converts = needs_float32(model, self.finetune)
+        is_own = not (self.finetune or converts or is_fixed) and on_device
+        if not isinstance(self.model, str) and not is_own:
             model = copy.deepcopy(model)
-        self.module_ = model.to(device)
+        self.module_ = (model.float() if converts else model).to(device)
 
     def to_state(self):
         """Return what the fitted classifier is restored from.

@@ -6,14 +6,28 @@ import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
 from sklearn.utils import InputTags, get_tags
+from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import check_is_fitted, check_memory
 
+from sklearn_diffuq._backbones.loading import is_pipeline
+from sklearn_diffuq._backbones.precision import is_quantised
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.rows import class_indices
+from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
+from sklearn_diffuq._wrapped.open_fitted import open_fitted
 from sklearn_diffuq._wrapped.transformer_classifier import TransformerClassifier
-from sklearn_diffuq.exceptions import BackboneError
+from sklearn_diffuq.exceptions import BackboneError, CalibrationWarning
+
+# What the parameter `estimator` may be; the second is a transformers pipeline.
+WRAPPABLE = [
+    HasMethods(["fit", "predict_proba"]),
+    HasMethods(["preprocess", "postprocess"]),
+    torch.nn.Module,
+    str,
+    None,
+]
 
 
 def fit_wrapped(owner, X, y, sample_weight, seed, memory=None):
@@ -30,11 +44,12 @@ def fit_wrapped(owner, X, y, sample_weight, seed, memory=None):
     """
     estimator = owner.estimator
     if isinstance(estimator, FrozenEstimator):
-        wrapped = estimator.estimator
+        check_is_fitted(estimator.estimator)
+        wrapped = open_fitted(estimator)
         check_is_fitted(wrapped)
         _check_kind(owner, wrapped)
         return wrapped, label(wrapped, X, y, sample_weight)
-    if isinstance(estimator, (torch.nn.Module, str)):
+    if isinstance(estimator, (torch.nn.Module, str)) or is_pipeline(estimator):
         wrapped = TransformerClassifier(
             estimator, preprocessor=owner.preprocessor, device=owner.device, random_state=seed
         )
@@ -59,8 +74,9 @@ def _check_kind(owner, wrapped):
         raise TypeError(
             f"{name} cannot look into a {type(wrapped).__name__}: estimator must be None, a torch "
             "model, the path of one, a TransformerClassifier, a FTTransformerClassifier, or a "
-            f"FrozenEstimator of one of these. Put preprocessing steps before {name} in a "
-            "Pipeline, not inside it."
+            "FrozenEstimator of one of these, which may be the one model in a fitted Pipeline, "
+            "search or CalibratedClassifierCV. Put preprocessing steps that are to be fitted "
+            f"before {name} in a Pipeline, not inside it."
         )
 
 
@@ -96,14 +112,23 @@ def choose_readout(wrapped, readout, training):
     return wrapped
 
 
-def check_precision(module):
-    """Refuse a model that is not in float32: path, covariance and readout are."""
-    found = {p.dtype for p in module.parameters() if p.is_floating_point()}
-    if found - {torch.float32}:
+def check_transition(backbone, transition):
+    """Refuse a unified transition around quantised layers; warn where they leave no noise."""
+    is_packed = any(is_quantised(part) for block in backbone.blocks for part in block.modules())
+    if is_packed and transition == "unified":
         raise BackboneError(
-            f"The wrapped model has parameters of {', '.join(sorted(map(str, found)))}; only "
-            "torch.float32 can be calibrated. Convert it with model.float(), or give its path or "
-            "name, which is loaded in float32."
+            f"The blocks of the {type(backbone.module).__name__} are quantised, and a unified "
+            "transition is made of their weights in floating point. Use transition='blockwise', or "
+            "give the model before it was quantised."
+        )
+    if not backbone.passes_gradients:
+        warn_user(
+            f"Gradients do not pass the quantised layers of the {type(backbone.module).__name__}, "
+            "and without them noise cannot be fitted: the path is its mean, and the epistemic part "
+            "of predict_uncertainty is zero. Temperature and distance are fitted as ever. If the "
+            "layers scale what enters them batch by batch, as dynamic int8 does, the answer for a "
+            "row depends slightly on the rows beside it.",
+            CalibrationWarning,
         )
 
 

@@ -4,7 +4,6 @@ from abc import ABC, abstractmethod
 from numbers import Integral, Real
 from typing import ClassVar
 
-import torch
 from scipy.special import softmax
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.utils import check_random_state
@@ -16,10 +15,16 @@ from sklearn_diffuq._inputs.rows import check_both, check_rows
 from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._wrapped.from_probabilities import FromProbabilities
-from sklearn_diffuq._wrapped.wrap import copy_features, fit_wrapped, label, wrapped_input_tags
+from sklearn_diffuq._wrapped.wrap import (
+    WRAPPABLE,
+    copy_features,
+    fit_wrapped,
+    label,
+    wrapped_input_tags,
+)
 
 COMMON = {
-    "estimator": [HasMethods(["fit", "predict_proba"]), torch.nn.Module, str, None],
+    "estimator": WRAPPABLE,
     "preprocessor": [callable, HasMethods(["__call__"]), str, None],
     "device": [str],
     "random_state": ["random_state"],
@@ -57,15 +62,15 @@ class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC)
     _needs_held_out: ClassVar[bool] = True
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X, y, sample_weight=None, *, X_calibration=None, y_calibration=None):
+    def fit(self, X, y=None, sample_weight=None, *, X_calibration=None, y_calibration=None):
         """Fit the wrapped model, unless it is fitted already, and then the method itself.
 
         Parameters
         ----------
-        X : array-like, DataFrame, list of str, or list of images, of length n
+        X : array-like, DataFrame, list of str, list of images, or data set, of length n
             Training rows, in any form the wrapped model takes.
-        y : array-like of shape (n,)
-            Labels.
+        y : array-like of shape (n,), default=None
+            Labels; None takes those of a data set.
         sample_weight : array-like of shape (n,), default=None
             Weights of the rows; rows of weight zero are dropped.
         X_calibration, y_calibration : as X and y, default=None

@@ -66,7 +66,7 @@ def test_text_is_cut_at_max_length_and_padded_to_length(texts):
         ("one text", "collection of texts"),
         (["a", None], "row 1 is None"),
         (["a", 3.5], "row 1 is 3.5"),
-        (pd.DataFrame({"a": ["x"], "b": ["y"]}), "X has 2"),
+        (pd.DataFrame({"a": ["x"], "b": ["y"], "c": ["z"]}), "X has 3"),
     ],
 )
 def test_text_errors(X, message):
@@ -107,7 +107,7 @@ def test_uint8_images_become_unit_interval_and_floats_stay():
     [
         ((2, 4, 8, 8), 3, None, "model expects .3"),
         ((2, 8, 8), 3, None, "got shape .2, 8, 8."),
-        ((2, 3, 8, 8), 3, 16, r"expects \(3, 16, 16\)"),
+        ((2, 4, 8, 8), 3, (16, 16), r"expects \(3, 16, 16\)"),
         ((2, 3, 8, 3), 3, None, "axis 1 and axis 3"),
         ((2, 64), 1, None, "got shape"),
     ],
@@ -133,7 +133,7 @@ def test_transforms_run_per_batch_on_the_rows_asked_for():
     Image = pytest.importorskip("PIL.Image")
     X = [Image.new("RGB", (4 + i, 4), color=(51 * i, 0, 0)) for i in range(5)]
     assert input_kind(X) == "images"
-    inputs = encode_images(X, transform, n_channels=3, image_size=4)
+    inputs = encode_images(X, transform, n_channels=3, image_size=(4, 4))
     assert len(seen) == 1  # the shape check
     pixels = inputs.take([4, 2]).batch([1])["pixel_values"]
     assert seen[1:] == [(6, 4)]
@@ -151,7 +151,9 @@ def test_hugging_face_image_processor():
         size={"height": 8, "width": 8}, image_mean=[0.0] * 3, image_std=[1.0] * 3
     )
     X = np.full((3, 12, 12, 3), 51, dtype=np.uint8)
-    pixels = encode_images(X, processor, n_channels=3, image_size=8).batch([0, 2])["pixel_values"]
+    pixels = encode_images(X, processor, n_channels=3, image_size=(8, 8)).batch([0, 2])[
+        "pixel_values"
+    ]
     torch.testing.assert_close(pixels, torch.full((2, 3, 8, 8), 0.2))
 
 

@@ -15,8 +15,7 @@ from timm.models import VisionTransformer
 from sklearn_diffuq import FTTransformerClassifier, TransformerClassifier
 from sklearn_diffuq._inputs import table_encoder
 from sklearn_diffuq._wrapped import model_encoder
-from sklearn_diffuq._wrapped.wrap import check_precision, choose_readout, fit_wrapped, label
-from sklearn_diffuq.exceptions import BackboneError
+from sklearn_diffuq._wrapped.wrap import choose_readout, fit_wrapped, label
 
 TWO = np.array([0, 1] * 10)
 
@@ -190,9 +189,3 @@ def test_choosing_a_readout_leaves_the_wrapped_classifier(readout):
     if readout == "refit":
         with pytest.raises(ValueError, match="readout='frozen'.*no head"):
             choose_readout(chosen, "frozen", training)
-
-
-def test_other_precisions_are_refused():
-    check_precision(_vit())
-    with pytest.raises(BackboneError, match=r"parameters of torch\.float16.*model\.float\(\)"):
-        check_precision(_vit().half())
