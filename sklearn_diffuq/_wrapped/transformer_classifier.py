@@ -12,6 +12,7 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _num_samples, check_consistent_length
 
 from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._backbones.freezing import lock_of
 from sklearn_diffuq._backbones.calling import inner_model
 from sklearn_diffuq._backbones.label_columns import match_columns
 from sklearn_diffuq._backbones.loading import ModelInputs, load_model, load_preprocessor
@@ -260,7 +261,8 @@ class TransformerClassifier(BackboneClassifier):
         # what was made in inference mode can have no gradients, its copy can
         is_fixed = any(p.is_inference() for p in (*model.parameters(), *model.buffers()))
         if not isinstance(self.model, str) and (self.finetune or not on_device or is_fixed):
-            model = copy.deepcopy(model)
+            with lock_of(model):  # another thread may just have it in pieces
+                model = copy.deepcopy(model)
         self.module_ = model.to(device)
 
     def to_state(self):
