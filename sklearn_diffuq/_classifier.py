@@ -16,20 +16,20 @@ from sklearn_diffuq._persistence.mixin import PersistenceMixin
 from sklearn_diffuq._predictions import PredictionMixin
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._transition.training_options import TrainingOptions
+from sklearn_diffuq._wrapped.estimator_parameter import EstimatorParameter
 from sklearn_diffuq._wrapped.wrap import (
     check_precision,
     choose_readout,
     copy_features,
     fit_wrapped,
     label,
-    wrapped_input_tags,
 )
 
 WEIGHT_AVERAGE = 0.99  # decay of the moving average of the transition's weights
 
 
 class DiffusionCalibratedClassifier(
-    PredictionMixin, PersistenceMixin, ClassifierMixin, BaseEstimator
+    PredictionMixin, PersistenceMixin, EstimatorParameter, ClassifierMixin, BaseEstimator
 ):
     """Calibrated classifier from a pre-trained transformer, by a diffusion through its depth.
 
@@ -373,8 +373,3 @@ class DiffusionCalibratedClassifier(
         self.n_blocks_ = wrapped.backbone_.n_blocks
         self.n_block_parameters_ = wrapped.backbone_.n_block_parameters
         self.rank_, self.history_ = fitted.path.mean.rank, fitted.history
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags = wrapped_input_tags(self)
-        return tags

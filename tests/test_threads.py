@@ -85,10 +85,10 @@ def test_a_search_with_threads_gives_the_scores_of_one_without():
 @pytest.mark.parametrize("make", [_table, _text, _shared])
 def test_fit_and_prediction_draw_nothing_from_the_callers_state(make):
     models, X, y = make()
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     models[0].fit(X, y).predict_proba(X)
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.array_equal(np.random.get_state()[1], before[1])
+    assert np.array_equal(np.random.get_state()[1], before[1])  # noqa: NPY002
 
 
 def test_the_default_dtype_is_given_back_by_the_last_of_several_threads():

@@ -12,8 +12,8 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import _num_samples, check_consistent_length
 
 from sklearn_diffuq._backbones.backbone import Backbone
-from sklearn_diffuq._backbones.freezing import lock_of
 from sklearn_diffuq._backbones.calling import inner_model
+from sklearn_diffuq._backbones.freezing import lock_of
 from sklearn_diffuq._backbones.label_columns import match_columns
 from sklearn_diffuq._backbones.loading import ModelInputs, load_model, load_preprocessor
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs

@@ -15,8 +15,9 @@ from sklearn_diffuq._inputs.parts import parts_of
 from sklearn_diffuq._inputs.rows import check_both, check_rows
 from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._training.loop_options import LoopOptions
+from sklearn_diffuq._wrapped.estimator_parameter import EstimatorParameter
 from sklearn_diffuq._wrapped.from_probabilities import FromProbabilities
-from sklearn_diffuq._wrapped.wrap import copy_features, fit_wrapped, label, wrapped_input_tags
+from sklearn_diffuq._wrapped.wrap import copy_features, fit_wrapped, label
 
 COMMON = {
     "estimator": [HasMethods(["fit", "predict_proba"]), torch.nn.Module, str, None],
@@ -46,7 +47,9 @@ def loop_options(estimator, seed, device="cpu", weight_decay=0.0):
     )
 
 
-class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC):
+class BaselineClassifier(
+    FromProbabilities, EstimatorParameter, ClassifierMixin, BaseEstimator, ABC
+):
     """Fit and predict around a wrapped model, which is not changed.
 
     Subclasses implement `_fit` and `_proba`. `_needs_held_out` says whether `_fit` gets held-out
@@ -129,12 +132,6 @@ class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC)
         with own_torch_state():
             proba = self._proba(X)
         return proba / proba.sum(1, keepdims=True)
-
-    def __sklearn_tags__(self):
-        """Accept the inputs that the wrapped model accepts."""
-        tags = super().__sklearn_tags__()
-        tags.input_tags = wrapped_input_tags(self)
-        return tags
 
 
 class SamplingClassifier(BaselineClassifier):
