@@ -10,6 +10,7 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from sklearn_diffuq._fit_path import PathOptions, fit_path
 from sklearn_diffuq._inputs.parts import parts_of
+from sklearn_diffuq._inputs.rows import held_out_rows
 from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._path.time_grid import step_counts
 from sklearn_diffuq._persistence.mixin import PersistenceMixin
@@ -277,7 +278,8 @@ class DiffusionCalibratedClassifier(
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X, y, sample_weight=None, *, X_calibration=None, y_calibration=None):
+    def fit(self, X, y, sample_weight=None, *,
+            X_calibration=None, y_calibration=None, X_val=None, y_val=None):  # fmt: skip
         """Fit the path, its transition, and the calibration.
 
         Parameters
@@ -291,7 +293,9 @@ class DiffusionCalibratedClassifier(
             Weights of the rows; rows of weight zero are dropped.
         X_calibration, y_calibration : as X and y, default=None
             Held-out rows for model selection and calibration, which nothing may have been trained
-            on. None takes `validation_fraction` of `X`.
+            on. None takes `validation_fraction` of `X`. They need the preprocessing of `X`.
+        X_val, y_val : as X and y, default=None
+            Other names of `X_calibration` and `y_calibration`, those of scikit-learn.
 
         Returns
         -------
@@ -308,11 +312,12 @@ class DiffusionCalibratedClassifier(
         Warns
         -----
         CalibrationWarning
-            If held-out rows are few, or contradict the order of the wrapped model's outputs.
+            If held-out rows are few, contradict the order of the wrapped model's outputs, are
+            training rows, or look like no training row.
         """
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        given, held_out = (X, y, sample_weight), (X_calibration, y_calibration)
-        part, held_part = parts_of(given, held_out, self.validation_fraction, seed)
+        held_out = held_out_rows(X_calibration, y_calibration, X_val, y_val)
+        part, held_part = parts_of((X, y, sample_weight), held_out, self.validation_fraction, seed)
         if isinstance(self.estimator, torch.nn.Module):
             check_precision(self.estimator)  # before it meets rows of another precision
         with own_torch_state():

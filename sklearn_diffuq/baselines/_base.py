@@ -12,7 +12,7 @@ from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_diffuq._inputs.parts import parts_of
-from sklearn_diffuq._inputs.rows import check_both, check_rows
+from sklearn_diffuq._inputs.rows import check_rows, held_out_rows
 from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._wrapped.estimator_parameter import EstimatorParameter
@@ -60,7 +60,8 @@ class BaselineClassifier(
     _needs_held_out: ClassVar[bool] = True
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X, y, sample_weight=None, *, X_calibration=None, y_calibration=None):
+    def fit(self, X, y, sample_weight=None, *,
+            X_calibration=None, y_calibration=None, X_val=None, y_val=None):  # fmt: skip
         """Fit the wrapped model, unless it is fitted already, and then the method itself.
 
         Parameters
@@ -74,6 +75,8 @@ class BaselineClassifier(
         X_calibration, y_calibration : as X and y, default=None
             Held-out rows for model selection. None holds out `validation_fraction` of `X`. Methods
             without that parameter ignore these rows.
+        X_val, y_val : as X and y, default=None
+            Other names of `X_calibration` and `y_calibration`, those of scikit-learn.
 
         Returns
         -------
@@ -87,10 +90,10 @@ class BaselineClassifier(
         BackboneError
             If the model cannot be cut into embedding, blocks and readout.
         """
-        check_both(X_calibration, y_calibration)
+        held_out = held_out_rows(X_calibration, y_calibration, X_val, y_val)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if self._needs_held_out:
-            given, held_out = (X, y, sample_weight), (X_calibration, y_calibration)
+            given = X, y, sample_weight
             parts = parts_of(given, held_out, self.validation_fraction, seed)
             rows, held = (part.rows for part in parts)
         else:
