@@ -9,12 +9,14 @@ from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 
 from sklearn_diffuq._fit_path import PathOptions, fit_path
 from sklearn_diffuq._inputs.parts import parts_of
+from sklearn_diffuq._inputs.rows import held_out_rows
 from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._path.time_grid import step_counts
 from sklearn_diffuq._persistence.mixin import PersistenceMixin
 from sklearn_diffuq._predictions import PredictionMixin
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._transition.training_options import TrainingOptions
+from sklearn_diffuq._wrapped.estimator_parameter import EstimatorParameter
 from sklearn_diffuq._wrapped.wrap import (
     WRAPPABLE,
     check_transition,
@@ -22,14 +24,13 @@ from sklearn_diffuq._wrapped.wrap import (
     copy_features,
     fit_wrapped,
     label,
-    wrapped_input_tags,
 )
 
 WEIGHT_AVERAGE = 0.99  # decay of the moving average of the transition's weights
 
 
 class DiffusionCalibratedClassifier(
-    PredictionMixin, PersistenceMixin, ClassifierMixin, BaseEstimator
+    PredictionMixin, PersistenceMixin, EstimatorParameter, ClassifierMixin, BaseEstimator
 ):
     """Calibrated classifier from a pre-trained transformer, by a diffusion through its depth.
 
@@ -278,7 +279,8 @@ class DiffusionCalibratedClassifier(
         self.verbose = verbose
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X, y=None, sample_weight=None, *, X_calibration=None, y_calibration=None):
+    def fit(self, X, y=None, sample_weight=None, *,
+            X_calibration=None, y_calibration=None, X_val=None, y_val=None):  # fmt: skip
         """Fit the path, its transition, and the calibration.
 
         Parameters
@@ -291,7 +293,9 @@ class DiffusionCalibratedClassifier(
             Weights of the rows; rows of weight zero are dropped.
         X_calibration, y_calibration : as X and y, default=None
             Held-out rows for model selection and calibration, which nothing may have been trained
-            on. None takes `validation_fraction` of `X`.
+            on. None takes `validation_fraction` of `X`. They need the preprocessing of `X`.
+        X_val, y_val : as X and y, default=None
+            Other names of `X_calibration` and `y_calibration`, those of scikit-learn.
 
         Returns
         -------
@@ -309,12 +313,12 @@ class DiffusionCalibratedClassifier(
         Warns
         -----
         CalibrationWarning
-            If held-out rows are few, or contradict the order of the wrapped model's outputs, or
-            no gradients pass quantised layers.
+            If held-out rows are few, contradict the order of the wrapped model's outputs, are
+            training rows, or look like no training row; or if no gradients pass quantised layers.
         """
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        given, held_out = (X, y, sample_weight), (X_calibration, y_calibration)
-        part, held_part = parts_of(given, held_out, self.validation_fraction, seed)
+        held_out = held_out_rows(X_calibration, y_calibration, X_val, y_val)
+        part, held_part = parts_of((X, y, sample_weight), held_out, self.validation_fraction, seed)
         with own_torch_state():
             wrapped, fitted = self._fit_parts(part, held_part, seed)
         self._set_fitted(wrapped, fitted)
@@ -373,8 +377,3 @@ class DiffusionCalibratedClassifier(
         self.n_blocks_ = wrapped.backbone_.n_blocks
         self.n_block_parameters_ = wrapped.backbone_.n_block_parameters
         self.rank_, self.history_ = fitted.path.mean.rank, fitted.history
-
-    def __sklearn_tags__(self):
-        tags = super().__sklearn_tags__()
-        tags.input_tags = wrapped_input_tags(self)
-        return tags

@@ -11,6 +11,7 @@ from torch import Tensor
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.context import Batch
 from sklearn_diffuq._calibration.calibrator import Calibrator, Reference
+from sklearn_diffuq._calibration.held_out import warn_of_unfit_rows
 from sklearn_diffuq._calibration.output_order import warn_of_doubtful_outputs
 from sklearn_diffuq._fitted_path import FittedPath
 from sklearn_diffuq._inputs.batching import unpadded_batches, unpadded_order
@@ -19,6 +20,7 @@ from sklearn_diffuq._inputs.not_finite import rows_blamed, rows_not_finite
 from sklearn_diffuq._inputs.rows import random_rows
 from sklearn_diffuq._path.attention_covariance import attention_covariance
 from sklearn_diffuq._path.covariance import StateCovariance, fit_covariance
+from sklearn_diffuq._path.embedding_shift import EmbeddingMoments
 from sklearn_diffuq._path.input_moments import InputMoments
 from sklearn_diffuq._path.mean import BlockwiseMean
 from sklearn_diffuq._path.path import GaussianPath
@@ -111,6 +113,9 @@ def fit_path(
     is_unified = options.transition == "unified"
     statistics = collect_statistics(backbone, _batches(some, backbone), intervals, is_unified)
     _check_finite(statistics, some)
+    embedding = EmbeddingMoments.of(statistics.embedded)
+    if held_out.inputs.source != training.inputs.source:  # given, not split off
+        warn_of_unfit_rows(backbone, training, held_out, embedding, options.seed)
     path = _frozen_path(backbone, some, statistics, next(iter(grids.values())), options)
     calibrator = Calibrator(backbone, held_out, options.covariance != "constant", options.seed)
     frozen = calibrator.reference(path)
@@ -126,7 +131,7 @@ def fit_path(
         references = {grid: replace(frozen, law=None) for grid in grids.values()}
         references[path.grid], history = frozen, []
     calibrations = {n: calibrator.calibrate(path.on(g), references[g]) for n, g in grids.items()}
-    return FittedPath(path, grids, calibrations, history, options.seed)
+    return FittedPath(path, grids, calibrations, history, options.seed, embedding)
 
 
 def fit_transition(

@@ -11,6 +11,7 @@ from sklearn_diffuq._calibration.predict import CalibratedPath
 from sklearn_diffuq._path.attention_covariance import AttentionVariance
 from sklearn_diffuq._path.covariance import StateCovariance
 from sklearn_diffuq._path.distance import GaussianProcessVariance, StateProcess
+from sklearn_diffuq._path.embedding_shift import EmbeddingMoments
 from sklearn_diffuq._path.mean import BlockwiseMean, Mean
 from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.time_grid import Grid
@@ -42,6 +43,8 @@ class FittedPath:
         One entry per epoch of training.
     seed : int
         Of the paths drawn at prediction.
+    embedding : EmbeddingMoments or None
+        Of the training rows; None if they were few, or saved by an earlier version.
     said : set of str
         Warnings that are given once per fit, and have been.
     """
@@ -51,6 +54,7 @@ class FittedPath:
     calibrations: dict[int, dict[str, Calibration]]
     history: list[dict[str, Any]]
     seed: int
+    embedding: EmbeddingMoments | None = None
     said: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def on(self, n_steps: int) -> GaussianPath:
@@ -86,7 +90,9 @@ class FittedPath:
             str(n): State({}).with_parts(**{kind: c.to_state() for kind, c in kinds.items()})
             for n, kinds in self.calibrations.items()
         }
+        embedding = State({}) if self.embedding is None else self.embedding.to_state()
         return State(config).with_parts(
+            embedding=embedding,
             mean=mean.to_state(),
             covariance=covariance.to_state(),
             calibration=State({}).with_parts(**calibrations),
@@ -114,4 +120,7 @@ class FittedPath:
             for n in grids
         }
         path = path.to(backbone.device)
-        return cls(path, grids, calibrations, config["history"], config["seed"])
+        embedding = EmbeddingMoments.from_state(state.part("embedding"))
+        if embedding is not None:
+            embedding.to(backbone.device)
+        return cls(path, grids, calibrations, config["history"], config["seed"], embedding)

@@ -7,6 +7,7 @@ from sklearn.utils.validation import check_is_fitted
 from sklearn_diffuq._calibration.predict import familiarity
 from sklearn_diffuq._inputs.rows import check_n_samples
 from sklearn_diffuq._inputs.torch_state import own_torch_state
+from sklearn_diffuq._path.embedding_shift import FirstLook
 from sklearn_diffuq._path.time_grid import step_counts
 from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq._wrapped.from_probabilities import FromProbabilities
@@ -14,6 +15,11 @@ from sklearn_diffuq.exceptions import CalibrationWarning
 from sklearn_diffuq.metrics import uncertainty_decomposition
 
 _INFERENCE = ("sampling", "moments", "mean")
+_FAR = (
+    "X as a whole is far from the training data, and its probabilities may mean nothing. Was it "
+    "preprocessed like the rows of fit, for example scaled alike? score_samples says how far each "
+    "row is. This is said once per fit."
+)
 
 
 class PredictionMixin(FromProbabilities):
@@ -70,9 +76,20 @@ class PredictionMixin(FromProbabilities):
         check_is_fitted(self)
         n_samples = check_n_samples(self.n_samples)
         path = self._fitted.calibrated(self.n_steps_, self._inference(), n_samples)
+        return self._answer(path, X, reduce, variance)
+
+    def _answer(self, path, X, reduce, variance=False):
+        """Follow a path from `X`, and say once if `X` as a whole is far from the training data."""
+        fitted, backbone = self._fitted, self.wrapped_.backbone_
+        unsaid = fitted.embedding is not None and "far" not in fitted.said
+        look = FirstLook(fitted.embedding) if unsaid else None
         with own_torch_state():
             inputs = self.wrapped_.encode(X)
-            return path.probabilities(self.wrapped_.backbone_, inputs, reduce, variance=variance)
+            results = path.probabilities(backbone, inputs, reduce, variance=variance, look=look)
+        if look is not None and look.is_far:
+            fitted.said.add("far")
+            warn_user(_FAR, CalibrationWarning)
+        return results
 
     def predict_proba(self, X):
         """Return the calibrated class probabilities.
@@ -118,9 +135,7 @@ class PredictionMixin(FromProbabilities):
             return [proba.swapaxes(0, 1)]
 
         path = self._fitted.calibrated(self.n_steps_, "sampling", n_samples, seed)
-        with own_torch_state():
-            inputs = self.wrapped_.encode(X)
-            (proba,) = path.probabilities(self.wrapped_.backbone_, inputs, reduce)
+        (proba,) = self._answer(path, X, reduce)
         return proba.swapaxes(0, 1)
 
     def predict_uncertainty(self, X):

@@ -12,7 +12,7 @@ from sklearn_diffuq._calibration.calibration import Calibration
 from sklearn_diffuq._calibration.noise_scales import LabelledLaw, fit_noise
 from sklearn_diffuq._calibration.temperature import all_paths_nll, fit_temperature
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
-from sklearn_diffuq._inputs.rows import random_rows
+from sklearn_diffuq._inputs.rows import MIN_NOISE_ROWS, random_rows
 from sklearn_diffuq._path.covariance import NO_NOISE, NoiseScales
 from sklearn_diffuq._path.distance import widening
 from sklearn_diffuq._path.mean import Mean
@@ -23,7 +23,6 @@ from sklearn_diffuq._propagation.linearised import LinearisedPath, linearise_all
 from sklearn_diffuq._propagation.path_noise import PathNoise
 from sklearn_diffuq._propagation.propagate import mean_logits, propagate_all
 
-MIN_NOISE_ROWS = 30  # fewer held-out samples fit a temperature only
 MAX_NOISE_ROWS = 2048  # more say little that is new about three scales
 MAX_PERTURBED_ROWS = 512
 N_SAMPLED = 8  # paths that are really drawn for each sample

@@ -19,7 +19,7 @@ from sklearn_diffuq._path.distance import widening
 from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._propagation.linearised import moment_draws
 from sklearn_diffuq._propagation.path_noise import PathNoise
-from sklearn_diffuq._propagation.propagate import follow_mean, propagate
+from sklearn_diffuq._propagation.propagate import Look, follow_mean, propagate
 
 Reduce = Callable[[np.ndarray], list[np.ndarray]]
 
@@ -47,7 +47,13 @@ class CalibratedPath:
     seed: int
 
     def probabilities(
-        self, backbone: Backbone, inputs: EncodedInputs, reduce: Reduce, *, variance: bool = False
+        self,
+        backbone: Backbone,
+        inputs: EncodedInputs,
+        reduce: Reduce,
+        *,
+        variance: bool = False,
+        look: Look | None = None,
     ) -> list[np.ndarray]:
         """Propagate samples and reduce the probabilities of their paths (eqs. 6.1, 6.3, 6.4).
 
@@ -60,6 +66,8 @@ class CalibratedPath:
             returns a list of arrays of length m.
         variance : bool, default=False
             Whether to append the variance of each step, (n, n_steps), to the results.
+        look : callable, default=None
+            ``look(h, mask)`` is shown the embeddings, chunk by chunk.
 
         Returns
         -------
@@ -74,7 +82,7 @@ class CalibratedPath:
         path = self.path.with_scales(scales).to(backbone.device)
 
         def of_batch(batch: Batch) -> tuple[Tensor, ...]:
-            end = propagate(path, backbone, batch, noise)
+            end = propagate(path, backbone, batch, noise, look)
             logits, distance = end.logits.cpu(), end.distance.cpu()
             refuse_not_finite(logits.transpose(0, 1))  # before anything is made of them
             if draws is not None and calibration.table is not None:

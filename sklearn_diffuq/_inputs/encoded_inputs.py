@@ -56,6 +56,11 @@ class EncodedInputs:
         """Names of the model inputs, in the order of a batch."""
         return list(self._columns)
 
+    @property
+    def columns(self) -> list[Column]:
+        """The model inputs."""
+        return list(self._columns.values())
+
     def in_order(self, names: Sequence[str]) -> "EncodedInputs":
         """Return the same inputs in another order."""
         return self._of({name: self._columns[name] for name in names})

@@ -13,7 +13,6 @@ from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.not_finite import counted_in
 from sklearn_diffuq._inputs.rows import (
     calibration_split,
-    check_both,
     check_rows,
     positive_rows,
     safe_indexing,
@@ -80,7 +79,6 @@ def parts_of(
     fraction : float
     seed : int
     """
-    check_both(*held_out)
     (X, y), sample_weight = rows_and_labels(*given[:2]), given[2]
     held_out = rows_and_labels(*held_out)
     numbers = positive_rows(y, sample_weight)
@@ -88,6 +86,6 @@ def parts_of(
     if held_out[0] is None:
         train, held = calibration_split(rows.y, fraction, seed)
         return rows.take(train), rows.take(held)
-    checked = check_rows(*held_out, None)
+    checked = check_rows(*held_out, None, "X_calibration")
     warn_of_few_rows(checked[1], np.unique(rows.y), " in X_calibration")
     return rows, Part(*checked, np.arange(len(checked[1])), "X_calibration")

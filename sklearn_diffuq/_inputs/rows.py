@@ -20,14 +20,16 @@ from sklearn_diffuq._inputs.dataset_rows import DatasetRows, is_dataset, rows_an
 from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq.exceptions import CalibrationWarning
 
-MIN_CALIBRATION_ROWS = 20
+MIN_NOISE_ROWS = 30  # fewer held-out samples fit a temperature only
 SHOWN = 10  # labels that a message names
 
 
 def check_rows(
-    X: Any, y: ArrayLike | None, sample_weight: ArrayLike | None
+    X: Any, y: ArrayLike | None, sample_weight: ArrayLike | None, owner: str = "A classifier"
 ) -> tuple[Any, np.ndarray, np.ndarray]:
     """Validate labels and weights, and drop rows of weight zero; the wrapped model checks `X`.
+
+    `owner` is what messages name.
 
     Returns
     -------
@@ -42,7 +44,7 @@ def check_rows(
         X = np.asarray(X)
     if y is not None and not is_plain_mapping(X):
         check_consistent_length(X, y)
-    labels, weight, kept = check_labels(y, sample_weight)
+    labels, weight, kept = check_labels(y, sample_weight, owner)
     if len(kept) < _num_samples(y):
         X = safe_indexing(X, kept)
     return X, labels, weight
@@ -56,11 +58,15 @@ def check_n_samples(n_samples: Any) -> int:
     return int(n_samples)
 
 
-def check_both(X_calibration: Any, y_calibration: Any) -> None:
-    """Refuse held-out rows without labels, and labels without rows."""
-    has_labels = y_calibration is not None or is_dataset(X_calibration)
-    if (X_calibration is None) == has_labels:
-        raise ValueError("X_calibration and y_calibration belong together: give both, or neither.")
+def held_out_rows(X_calibration: Any, y_calibration: Any, X_val: Any, y_val: Any) -> Any:
+    """Return the held-out rows and their labels, whichever names they were given under."""
+    for X, y, name in ((X_calibration, y_calibration, "calibration"), (X_val, y_val, "val")):
+        has_labels = y is not None or is_dataset(X)
+        if (X is None) == has_labels:
+            raise ValueError(f"X_{name} and y_{name} belong together: give both, or neither.")
+    if X_calibration is not None and X_val is not None:
+        raise ValueError("X_val is another name of X_calibration: give one of them.")
+    return (X_calibration, y_calibration) if X_val is None else (X_val, y_val)
 
 
 def positive_rows(y: ArrayLike | None, sample_weight: ArrayLike | None) -> np.ndarray:
@@ -208,10 +214,11 @@ def calibration_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.nda
 def warn_of_few_rows(y_held: np.ndarray, classes: np.ndarray, way_out: str) -> None:
     """Say what few held-out rows, or none of some class, leave without calibration."""
     said = []
-    if len(y_held) < MIN_CALIBRATION_ROWS:
+    if len(y_held) < MIN_NOISE_ROWS:
         said.append(
-            f"Only {len(y_held)} rows are held out for calibration; fewer than "
-            f"{MIN_CALIBRATION_ROWS} say little about the temperature and are too few for noise."
+            f"Only {len(y_held)} rows are held out for calibration; fewer than {MIN_NOISE_ROWS} "
+            "say little about the temperature and are too few for noise, and for a temperature "
+            "that grows with the distance to the training data: neither is calibrated."
         )
     missing = np.setdiff1d(classes, y_held).tolist()
     if missing:

@@ -1,9 +1,33 @@
-"""Torch's process-wide settings, set aside while the package computes."""
+"""Torch's settings, set aside while the package computes."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+
+
+class _DefaultDtype:
+    """Holds torch's default dtype, which all threads share, at float32 while anyone needs it."""
+
+    def __init__(self) -> None:
+        self.guard, self.n_users, self.callers = threading.Lock(), 0, torch.float32
+
+    def __enter__(self) -> None:
+        with self.guard:
+            if self.n_users == 0:
+                self.callers = torch.get_default_dtype()
+                torch.set_default_dtype(torch.float32)
+            self.n_users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.guard:
+            self.n_users -= 1
+            if self.n_users == 0:  # not before: another thread may still compute
+                torch.set_default_dtype(self.callers)
+
+
+_float32 = _DefaultDtype()
 
 
 @contextmanager
@@ -11,6 +35,7 @@ def own_torch_state() -> Iterator[None]:
     """Compute as in a fresh process, whatever the caller has set, and give the settings back.
 
     Default dtype float32, default device CPU, gradients on, neither autocast nor inference mode.
+    All but the dtype are settings of the thread.
 
     Examples
     --------
@@ -20,7 +45,6 @@ def own_torch_state() -> Iterator[None]:
     ...     torch.ones(2, requires_grad=True).sum().requires_grad
     True
     """
-    dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
@@ -29,7 +53,5 @@ def own_torch_state() -> Iterator[None]:
                 stack.enter_context(torch.autocast(device, enabled=False))
         if torch.get_default_device().type != "cpu":  # entering one slows every call down
             stack.enter_context(torch.device("cpu"))
-        if dtype != torch.float32:
-            stack.callback(torch.set_default_dtype, dtype)
-            torch.set_default_dtype(torch.float32)
+        stack.enter_context(_float32)
         yield

@@ -34,6 +34,8 @@ class PathStatistics:
         Described states (see `describe`) before each block at which a step starts or ends.
     moments : InputMoments
         Of the linear layers; empty if they were not asked for.
+    embedded : Tensor of shape (n, d)
+        Token means of the states before the first block.
     """
 
     intervals: tuple[Interval, ...]
@@ -41,6 +43,7 @@ class PathStatistics:
     pooled_second_moment: Tensor
     states: dict[int, Tensor]
     moments: InputMoments
+    embedded: Tensor
 
 
 @torch.no_grad()
@@ -68,10 +71,12 @@ def collect_statistics(
     tokens = [RunningMoments() for _ in intervals]
     pooled = [RunningMoments(full=True) for _ in intervals]
     described: dict[int, list[Tensor]] = {block: [] for step in intervals for block in step}
+    embedded = []
     with MomentCollector(backbone.blocks if with_moments else []) as collector:
         for batch in batches:
             h, context = backbone.embed(batch)
             collector.mask = context.mask
+            embedded.append(mean_over_tokens(h, context.mask))
             path = backbone.states(h, context)
             for block, parts in described.items():
                 parts.append(describe(path[block], context.mask))
@@ -85,6 +90,7 @@ def collect_statistics(
         torch.stack([m.covariance() for m in pooled]),
         {block: torch.cat(described[block]) for block in sorted(described)},
         collector.moments(),
+        torch.cat(embedded),
     )
 
 

@@ -48,6 +48,7 @@ def step_counts(n_steps: int | Sequence[int] | None, n_blocks: int) -> tuple[int
     if n_steps is None:
         return (n_blocks,)
     counts = n_steps if isinstance(n_steps, (tuple, list)) else (n_steps,)
-    if not counts or not all(isinstance(n, Integral) for n in counts):
+    ints = [n for n in counts if isinstance(n, Integral) and not isinstance(n, bool)]
+    if not counts or len(ints) < len(counts):
         raise ValueError(f"n_steps must be an int, a sequence of ints or None, got {n_steps!r}.")
     return tuple(dict.fromkeys(int(n) for n in counts))

@@ -53,6 +53,7 @@ class PathLogits:
     distance: Tensor
 
 
+Look = Callable[[Tensor, Tensor | None], None]  # (states, mask of tokens)
 Draw = Callable[[GaussianTransition, int], Tensor]  # (law, step) -> next state
 
 
@@ -123,13 +124,19 @@ def _follow(
 
 
 def propagate(
-    path: GaussianPath, backbone: Backbone, batch: Batch, noise: PathNoise | None = None
+    path: GaussianPath,
+    backbone: Backbone,
+    batch: Batch,
+    noise: PathNoise | None = None,
+    look: Look | None = None,
 ) -> PathLogits:
     """Return the logits at the end of the path for a batch of n rows.
 
-    Without noise the mean is followed, and K = 1.
+    Without noise the mean is followed, and K = 1. `look` is shown the embedding.
     """
     h, context = backbone.embed(batch)
+    if look is not None:
+        look(h, context.mask)
     if noise is None:
         end, n_paths = follow_mean(path, h, context), 1
     else:

@@ -14,6 +14,7 @@ from sklearn_diffuq._backbones.label_columns import fit_linear_readout
 from sklearn_diffuq._inputs.dataset_rows import rows_and_labels
 from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._state import State, column_names, plain
+from sklearn_diffuq._wrapped.module_parameters import ModuleParameters
 
 
 def resolve_device(device):
@@ -26,7 +27,7 @@ def resolve_device(device):
     return device
 
 
-class BackboneClassifier(ClassifierMixin, BaseEstimator):
+class BackboneClassifier(ModuleParameters, ClassifierMixin, BaseEstimator):
     """Prediction from the logits of ``backbone_``.
 
     `fit` of a subclass sets ``classes_``, ``history_``, ``module_``, ``backbone_`` and the encoder

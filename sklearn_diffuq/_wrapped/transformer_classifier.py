@@ -13,6 +13,7 @@ from sklearn.utils.validation import _num_samples, check_consistent_length
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.calling import inner_model
+from sklearn_diffuq._backbones.freezing import lock_of
 from sklearn_diffuq._backbones.label_columns import match_columns
 from sklearn_diffuq._backbones.loading import ModelInputs, load_preprocessor, read_given
 from sklearn_diffuq._backbones.precision import needs_float32
@@ -260,7 +261,8 @@ class TransformerClassifier(BackboneClassifier):
         converts = needs_float32(model, self.finetune)
         is_own = not (self.finetune or converts or is_fixed) and on_device
         if not isinstance(self.model, str) and not is_own:
-            model = copy.deepcopy(model)
+            with lock_of(model):  # another thread may just have it in pieces
+                model = copy.deepcopy(model)
         self.module_ = (model.float() if converts else model).to(device)
 
     def to_state(self):

@@ -5,7 +5,6 @@ import copy
 import torch
 from sklearn.base import clone
 from sklearn.frozen import FrozenEstimator
-from sklearn.utils import InputTags, get_tags
 from sklearn.utils._param_validation import HasMethods
 from sklearn.utils.validation import check_is_fitted, check_memory
 
@@ -86,14 +85,6 @@ def copy_features(wrapped, estimator):
         vars(estimator).pop(name, None)  # of an earlier fit
         if hasattr(wrapped, name):
             setattr(estimator, name, getattr(wrapped, name))
-
-
-def wrapped_input_tags(estimator):
-    """Return scikit-learn's input tags of what an estimator wraps."""
-    wrapped = estimator.estimator
-    wrapped = FTTransformerClassifier() if wrapped is None else wrapped
-    known = hasattr(wrapped, "__sklearn_tags__")
-    return get_tags(wrapped).input_tags if known else InputTags()
 
 
 def choose_readout(wrapped, readout, training):

@@ -11,17 +11,12 @@ from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_diffuq._inputs.parts import parts_of
-from sklearn_diffuq._inputs.rows import check_both, check_rows
+from sklearn_diffuq._inputs.rows import check_rows, held_out_rows
 from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._training.loop_options import LoopOptions
+from sklearn_diffuq._wrapped.estimator_parameter import EstimatorParameter
 from sklearn_diffuq._wrapped.from_probabilities import FromProbabilities
-from sklearn_diffuq._wrapped.wrap import (
-    WRAPPABLE,
-    copy_features,
-    fit_wrapped,
-    label,
-    wrapped_input_tags,
-)
+from sklearn_diffuq._wrapped.wrap import WRAPPABLE, copy_features, fit_wrapped, label
 
 COMMON = {
     "estimator": WRAPPABLE,
@@ -51,7 +46,9 @@ def loop_options(estimator, seed, device="cpu", weight_decay=0.0):
     )
 
 
-class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC):
+class BaselineClassifier(
+    FromProbabilities, EstimatorParameter, ClassifierMixin, BaseEstimator, ABC
+):
     """Fit and predict around a wrapped model, which is not changed.
 
     Subclasses implement `_fit` and `_proba`. `_needs_held_out` says whether `_fit` gets held-out
@@ -62,7 +59,8 @@ class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC)
     _needs_held_out: ClassVar[bool] = True
 
     @_fit_context(prefer_skip_nested_validation=False)
-    def fit(self, X, y=None, sample_weight=None, *, X_calibration=None, y_calibration=None):
+    def fit(self, X, y=None, sample_weight=None, *,
+            X_calibration=None, y_calibration=None, X_val=None, y_val=None):  # fmt: skip
         """Fit the wrapped model, unless it is fitted already, and then the method itself.
 
         Parameters
@@ -76,6 +74,8 @@ class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC)
         X_calibration, y_calibration : as X and y, default=None
             Held-out rows for model selection. None holds out `validation_fraction` of `X`. Methods
             without that parameter ignore these rows.
+        X_val, y_val : as X and y, default=None
+            Other names of `X_calibration` and `y_calibration`, those of scikit-learn.
 
         Returns
         -------
@@ -89,10 +89,10 @@ class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC)
         BackboneError
             If the model cannot be cut into embedding, blocks and readout.
         """
-        check_both(X_calibration, y_calibration)
+        held_out = held_out_rows(X_calibration, y_calibration, X_val, y_val)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if self._needs_held_out:
-            given, held_out = (X, y, sample_weight), (X_calibration, y_calibration)
+            given = X, y, sample_weight
             parts = parts_of(given, held_out, self.validation_fraction, seed)
             rows, held = (part.rows for part in parts)
         else:
@@ -134,12 +134,6 @@ class BaselineClassifier(FromProbabilities, ClassifierMixin, BaseEstimator, ABC)
         with own_torch_state():
             proba = self._proba(X)
         return proba / proba.sum(1, keepdims=True)
-
-    def __sklearn_tags__(self):
-        """Accept the inputs that the wrapped model accepts."""
-        tags = super().__sklearn_tags__()
-        tags.input_tags = wrapped_input_tags(self)
-        return tags
 
 
 class SamplingClassifier(BaselineClassifier):

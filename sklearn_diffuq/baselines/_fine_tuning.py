@@ -2,6 +2,7 @@
 
 import copy
 
+from sklearn_diffuq._backbones.freezing import lock_of
 from sklearn_diffuq._training.classification import fit_classifier
 from sklearn_diffuq.baselines._backbone_modules import modules_of
 from sklearn_diffuq.baselines._base import loop_options
@@ -11,7 +12,8 @@ _WEIGHT_DECAY = 0.01
 
 def trainable_copy(backbone):
     """Return a copy of a backbone in which every parameter is trained."""
-    backbone = copy.deepcopy(backbone)
+    with lock_of(backbone.module):  # another thread may just have it in pieces
+        backbone = copy.deepcopy(backbone)
     for parameter in modules_of(backbone).parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return backbone

@@ -106,6 +106,8 @@ class MCDropoutClassifier(SamplingClassifier):
 
     def _sample_logits(self, X):
         backbone = self.wrapped_.backbone_
+        if not isinstance(self.p, Real) or not 0 <= self.p < 1:  # it may be set after fit
+            raise ValueError(f"p must be a number in [0, 1), got {self.p!r}.")
         masks, n_samples = Masks(self.p, self._seed), check_n_samples(self.n_samples)
 
         def logits(batch):

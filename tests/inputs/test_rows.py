@@ -1,5 +1,7 @@
 """Labels, weights and row numbers: validation, splits, random subsets."""
 
+import warnings
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,6 +18,7 @@ from sklearn_diffuq._inputs.rows import (
     random_rows,
     safe_indexing,
     stratified_split,
+    warn_of_few_rows,
 )
 from sklearn_diffuq.exceptions import CalibrationWarning
 
@@ -190,3 +193,15 @@ def test_classes_that_are_not_held_out_are_named():
     with pytest.warns(CalibrationWarning, match=r"No row of the class\(es\) 2, 3 is held out"):
         _, held = calibration_split(y, 0.25, 0)
     assert set(y[held]) == {0, 1}
+
+
+@pytest.mark.parametrize("n", [2, 19, 29])
+def test_what_few_held_out_rows_leave_uncalibrated_is_said(n):
+    with pytest.warns(CalibrationWarning, match=rf"Only {n} rows.*noise.*neither is calibrated"):
+        warn_of_few_rows(np.arange(n) % 2, np.arange(2), "")
+
+
+def test_thirty_rows_of_all_classes_are_enough():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_few_rows(np.arange(30) % 2, np.arange(2), "")

@@ -20,7 +20,7 @@ def _statistics(n=80, steps=2, d=3):
     states = {b: torch.randn(n, 3 * d, generator=generator) for b in range(steps + 1)}
     intervals = tuple((s, s + 1) for s in range(steps))
     variance = torch.rand(steps, d, generator=generator)
-    return PathStatistics(intervals, variance, a @ a.mT, states, None)
+    return PathStatistics(intervals, variance, a @ a.mT, states, None, None)
 
 
 def test_full_noise_rank_reproduces_the_pooled_covariance():

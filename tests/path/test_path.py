@@ -32,7 +32,7 @@ def _path(scales=NO_NOISE, grid=(0, 1, 2, 3), n=80, d=3):
     a = torch.randn(4, d, d, generator=generator)
     states = {b: torch.randn(n, 3 * d, generator=generator) for b in range(4)}
     variance = torch.rand(4, d, generator=generator)
-    statistics = PathStatistics(intervals, variance, a @ a.mT, states, None)
+    statistics = PathStatistics(intervals, variance, a @ a.mT, states, None, None)
     return GaussianPath(Shift(), fit_covariance(statistics, 2, generator), grid, scales)
 
 
