@@ -79,8 +79,9 @@ def _passes(layer: nn.Module, x: Tensor) -> bool:
 
 def n_weights(module: nn.Module) -> int:
     """Return the number of parameters, also of layers that keep them packed."""
-    packed = [part for part in module.modules() if isinstance(part, torch.ao.nn.quantized.Linear)]
-    weights = [value for layer in packed for value in (layer.weight(), layer.bias())]
+    packed: list[Any] = [part for part in module.modules() if hasattr(part, "_packed_params")]
+    linear = [part for part in packed if callable(getattr(part, "weight", None))]
+    weights = [value for layer in linear for value in (layer.weight(), layer.bias())]
     return sum(v.numel() for v in (*module.parameters(), *weights) if v is not None)
 
 
