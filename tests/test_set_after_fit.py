@@ -58,7 +58,7 @@ def test_nonsense_set_after_fit_is_refused_by_name_or_has_no_effect(kind):
                     try:
                         found = _answer(changed, method, X[:9])
                     except ValueError as error:
-                        assert name in str(error), (name, value, method)
+                        assert name in str(error), (name, value, method)  # noqa: PT017
                         n_refused += 1
                     else:
                         is_default = value is None and name == "n_steps"

@@ -2,11 +2,14 @@
 
 import contextlib
 import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
 from scipy.special import log_softmax, softmax
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+from sklearn.utils._param_validation import StrOptions
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_diffuq._backbones.backbone import Backbone
@@ -15,6 +18,8 @@ from sklearn_diffuq._inputs.dataset_rows import rows_and_labels
 from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._state import State, column_names, plain
 from sklearn_diffuq._wrapped.module_parameters import ModuleParameters
+
+CLASS_WEIGHT = [dict, StrOptions({"balanced"}), None]  # what the parameter `class_weight` may be
 
 
 def resolve_device(device):
@@ -33,6 +38,46 @@ class BackboneClassifier(ModuleParameters, ClassifierMixin, BaseEstimator):
     `fit` of a subclass sets ``classes_``, ``history_``, ``module_``, ``backbone_`` and the encoder
     ``_encoder``.
     """
+
+    @_fit_context(prefer_skip_nested_validation=True)
+    def fit(self, X, y=None, sample_weight=None):
+        """Match the model with the labels, and train what has to be trained.
+
+        Parameters
+        ----------
+        X : array-like, DataFrame, list of str, list of images, mapping or data set, of length n
+            Rows of the kind that the model reads.
+        y : array-like of shape (n,), default=None
+            Labels; None takes those of a data set.
+        sample_weight : array-like of shape (n,), default=None
+            Weights of the rows; rows of weight zero are ignored.
+
+        Returns
+        -------
+        self : BackboneClassifier
+            The fitted classifier.
+
+        Raises
+        ------
+        ValueError
+            If the rows are not of the kind that the model reads or are not finite, or if there is
+            one class only.
+        BackboneError
+            If the model cannot be cut into embedding, blocks and readout.
+        """
+        with own_torch_state():
+            self.fit_encode(X, y, sample_weight)
+        return self
+
+    def _class_weighted(self, training, classes):
+        """Return training rows with `class_weight` in their weights, to train the model on."""
+        if self.class_weight is None:
+            return training
+        y, weight = training.y, training.weight
+        of_class = compute_class_weight(
+            self.class_weight, classes=classes, y=classes[y.numpy()], sample_weight=weight.numpy()
+        )
+        return replace(training, weight=weight * torch.from_numpy(of_class)[y])
 
     def encode(self, X):
         """Check samples and turn them into model inputs.
@@ -63,7 +108,7 @@ class BackboneClassifier(ModuleParameters, ClassifierMixin, BaseEstimator):
         training : LabelledInputs
             What `fit_encode` returns; all of them are fitted on.
         """
-        backbone = self.backbone_
+        backbone, training = self.backbone_, self._class_weighted(training, self.classes_)
 
         def features(batch):
             h, context = backbone.embed(batch)

@@ -5,7 +5,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_consistent_length
@@ -16,11 +15,14 @@ from sklearn_diffuq._inputs.dataset_rows import rows_and_labels
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.rows import check_labels, class_indices, stratified_split
 from sklearn_diffuq._inputs.table_encoder import TableEncoder
-from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._training.classification import cross_entropy, fit_classifier
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._training.seeds import own_torch_seed
-from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier, resolve_device
+from sklearn_diffuq._wrapped.backbone_classifier import (
+    CLASS_WEIGHT,
+    BackboneClassifier,
+    resolve_device,
+)
 
 MIN_VALIDATION_ROWS = 10
 
@@ -52,6 +54,9 @@ class FTTransformerClassifier(BackboneClassifier):
         Highest learning rate.
     weight_decay : float, default=0.1
         Decoupled weight decay.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes in training and in the choice of the epoch; see the
+        :ref:`user guide <scikit_learn>`.
     validation_fraction : float, default=0.1
         Share of the rows held out to choose the epoch. Below 100 rows nothing is held out, and
         the last epoch is kept.
@@ -116,6 +121,7 @@ class FTTransformerClassifier(BackboneClassifier):
         "batch_size": [Interval(Integral, 1, None, closed="left"), StrOptions({"auto"})],
         "lr": [Interval(Real, 0, None, closed="neither")],
         "weight_decay": [Interval(Real, 0, None, closed="left")],
+        "class_weight": CLASS_WEIGHT,
         "validation_fraction": [Interval(Real, 0, 0.5, closed="both")],
         "patience": [Interval(Integral, 1, None, closed="left")],
         "device": [str, torch.device],
@@ -134,6 +140,7 @@ class FTTransformerClassifier(BackboneClassifier):
         batch_size="auto",
         lr=1e-3,
         weight_decay=0.1,
+        class_weight=None,
         validation_fraction=0.1,
         patience=10,
         device="auto",
@@ -148,38 +155,12 @@ class FTTransformerClassifier(BackboneClassifier):
         self.batch_size = batch_size
         self.lr = lr
         self.weight_decay = weight_decay
+        self.class_weight = class_weight
         self.validation_fraction = validation_fraction
         self.patience = patience
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y=None, sample_weight=None):
-        """Train the network.
-
-        Parameters
-        ----------
-        X : array-like, DataFrame or data set of shape (n, n_features)
-            Training rows.
-        y : array-like of shape (n,), default=None
-            Labels; None takes those of a data set.
-        sample_weight : array-like of shape (n,), default=None
-            Weights of the rows; rows of weight zero are ignored.
-
-        Returns
-        -------
-        self : FTTransformerClassifier
-            The fitted classifier.
-
-        Raises
-        ------
-        ValueError
-            If there is one class only, or if an array has NaN or infinite values.
-        """
-        with own_torch_state():
-            self.fit_encode(X, y, sample_weight)
-        return self
 
     def fit_encode(self, X, y, sample_weight=None):
         """Fit the classifier and return the training rows as the model reads them.
@@ -213,7 +194,7 @@ class FTTransformerClassifier(BackboneClassifier):
         classes = np.unique(y)
         module = self._new_module(encoder, len(classes), seed)
         training = LabelledInputs.of(inputs, class_indices(y, classes), weight)
-        self.history_ = self._train(module, training, seed, device)
+        self.history_ = self._train(module, self._class_weighted(training, classes), seed, device)
         self.classes_, self._encoder = classes, encoder
         self.module_, self.n_iter_ = module, len(self.history_)
         self.backbone_ = Backbone(module, blocks="blocks")

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from sklearn.base import _fit_context
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.validation import _num_samples, check_consistent_length
@@ -21,12 +20,15 @@ from sklearn_diffuq._inputs.dataset_rows import rows_and_labels
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.not_finite import rows_blamed
 from sklearn_diffuq._inputs.rows import check_labels, class_indices
-from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._state import State
 from sklearn_diffuq._training.classification import cross_entropy, fit_classifier
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._warnings import warn_user
-from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier, resolve_device
+from sklearn_diffuq._wrapped.backbone_classifier import (
+    CLASS_WEIGHT,
+    BackboneClassifier,
+    resolve_device,
+)
 from sklearn_diffuq._wrapped.model_encoder import ModelEncoder
 from sklearn_diffuq._wrapped.padding_side import needs_left_padding
 from sklearn_diffuq.exceptions import ReadoutWarning
@@ -56,6 +58,9 @@ class TransformerClassifier(BackboneClassifier):
         can read.
     blocks : str, default=None
         Dotted path of the list of blocks, such as "encoder.layer". None finds it.
+    class_weight : dict, "balanced" or None, default=None
+        Weights of the classes in fine-tuning, and where a readout is fitted; see the
+        :ref:`user guide <scikit_learn>`.
     max_epochs : int, default=3
         Passes over the rows, if `finetune`.
     batch_size : int, default=32
@@ -130,6 +135,7 @@ class TransformerClassifier(BackboneClassifier):
         "finetune": ["boolean"],
         "max_length": [Interval(Integral, 1, None, closed="left"), None],
         "blocks": [str, None],
+        "class_weight": CLASS_WEIGHT,
         "max_epochs": [Interval(Integral, 1, None, closed="left")],
         "batch_size": [Interval(Integral, 1, None, closed="left")],
         "lr": [Interval(Real, 0, None, closed="neither")],
@@ -147,6 +153,7 @@ class TransformerClassifier(BackboneClassifier):
         finetune=False,
         max_length=None,
         blocks=None,
+        class_weight=None,
         max_epochs=3,
         batch_size=32,
         lr=5e-5,
@@ -160,6 +167,7 @@ class TransformerClassifier(BackboneClassifier):
         self.finetune = finetune
         self.max_length = max_length
         self.blocks = blocks
+        self.class_weight = class_weight
         self.max_epochs = max_epochs
         self.batch_size = batch_size
         self.lr = lr
@@ -178,35 +186,6 @@ class TransformerClassifier(BackboneClassifier):
         tags.input_tags.three_d_array = kind in ("images", "unknown")
         tags.input_tags.dict = True
         return tags
-
-    @_fit_context(prefer_skip_nested_validation=True)
-    def fit(self, X, y=None, sample_weight=None):
-        """Match the model with the labels, and train what has to be trained.
-
-        Parameters
-        ----------
-        X : array-like, DataFrame, list of str, list of images, mapping or data set, of length n
-            Rows of the kind that the model reads.
-        y : array-like of shape (n,), default=None
-            Labels; None takes those of a data set.
-        sample_weight : array-like of shape (n,), default=None
-            Weights of the rows; rows of weight zero are ignored.
-
-        Returns
-        -------
-        self : TransformerClassifier
-            The fitted classifier.
-
-        Raises
-        ------
-        ValueError
-            If the rows are not of the kind that the model reads, or there is one class only.
-        BackboneError
-            If the model cannot be cut into embedding, blocks and readout.
-        """
-        with own_torch_state():
-            self.fit_encode(X, y, sample_weight)
-        return self
 
     def fit_encode(self, X, y, sample_weight=None):
         """Fit the classifier and return the training rows as the model reads them.
@@ -357,6 +336,7 @@ class TransformerClassifier(BackboneClassifier):
         self.refit_readout(training)
 
     def _train(self, training, seed):
+        training = self._class_weighted(training, self.classes_)
         trained = torch.nn.ModuleList([self.module_])
         if self.backbone_.custom_readout is not None:
             trained.append(self.backbone_.custom_readout)
