@@ -3,7 +3,7 @@
 Each inherits the builtin class that callers already catch.
 """
 
-__all__ = ["BackboneError", "CalibrationWarning", "ReadoutWarning"]
+__all__ = ["BackboneError", "CalibrationWarning", "ColumnWarning", "ReadoutWarning"]
 
 
 class BackboneError(ValueError):
@@ -15,6 +15,13 @@ class BackboneError(ValueError):
 
 class CalibrationWarning(UserWarning):
     """The held-out calibration did not converge or does not support what was asked for."""
+
+
+class ColumnWarning(UserWarning):
+    """A column of a table says nothing: it is constant in training, or none of its values is known.
+
+    The message names the column.
+    """
 
 
 class ReadoutWarning(UserWarning):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_diffuq._backbones.calling import call_model, eager, required_logits
-from sklearn_diffuq._backbones.context import Batch, Context, mean_over_tokens, token_mask
+from sklearn_diffuq._backbones.context import Batch, Context, damped, mean_over_tokens, token_mask
 from sklearn_diffuq._backbones.cut import Cut, call_stubbed, record_calls
 from sklearn_diffuq._backbones.discovery import candidate_blocks
 from sklearn_diffuq._backbones.fingerprint import check_same_model, describe_model
@@ -248,7 +248,7 @@ class Backbone:
     def native_readout(self, h: Tensor, context: Context) -> Tensor:
         """Return the logits of `readout` before the `columns` of the classes are chosen."""
         if self.custom_readout is not None:
-            return self.custom_readout(self.features(h, context))
+            return damped(self.custom_readout(self.features(h, context)), context.beyond)
         h = self._own(h)
         output = call_stubbed(
             self.module, self.blocks, self._probed(), context.batch, lambda k, args, kwargs: h

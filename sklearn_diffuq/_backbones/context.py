@@ -31,12 +31,25 @@ class Context:
     calls: tuple[Call, ...]
     slots: tuple[int | str, ...]
 
+    @property
+    def beyond(self) -> Tensor | None:
+        """How far outside of the training range each row is, (n,), where a table says so."""
+        return self.batch.get("beyond_range")
+
     def arguments(self, k: int, h: Tensor) -> Call:
         """Return the ``(args, kwargs)`` that call block `k` on the state `h`."""
         (args, kwargs), slot = self.calls[k], self.slots[k]
         if isinstance(slot, int):
             return (*args[:slot], h, *args[slot:]), dict(kwargs)
         return args, {**kwargs, slot: h}
+
+
+def damped(logits: Tensor, beyond: Tensor | None) -> Tensor:
+    """Return the logits (n, k) of rows that are so far outside of the training range (eq. 1.12).
+
+    No network knows what comes there. The less confident answer is that of a higher temperature.
+    """
+    return logits if beyond is None else logits * torch.exp(-beyond)[:, None]
 
 
 def token_mask(batch: Batch, h: Tensor) -> Tensor | None:

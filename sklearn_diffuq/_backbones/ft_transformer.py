@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sklearn_diffuq._backbones.context import damped
+
 
 class FeatureTokenizer(nn.Module):
     """One token per feature: ``x_j * weight_j + bias_j``, or ``embedding[code_j] + bias_j``.
@@ -93,7 +95,8 @@ class FTTransformer(nn.Module):
     Parameters
     ----------
     n_numeric : int
-        Number of numeric features.
+        Number of numeric features. They come within a range; how far outside of it the features of
+        a row were, ``beyond_range``, shrinks its logits.
     cardinalities : sequence of int
         Number of codes of each categorical feature; code 0 means an unseen category.
     n_outputs : int
@@ -147,9 +150,11 @@ class FTTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, n_outputs)
 
-    def forward(self, x_num: Tensor, x_cat: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x_num: Tensor, x_cat: Tensor | None = None, beyond_range: Tensor | None = None
+    ) -> Tensor:
         tokens = self.tokenizer(x_num, x_cat)
         h = torch.cat([self.cls.expand(len(tokens), 1, -1), tokens], dim=1)
         for block in self.blocks:
             h = block(h)
-        return self.head(F.relu(self.norm(h[:, 0])))
+        return damped(self.head(F.relu(self.norm(h[:, 0]))), beyond_range)

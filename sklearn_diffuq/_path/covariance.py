@@ -105,9 +105,14 @@ class StateCovariance(nn.Module):
         """Return the channel variances of a step, (d,)."""
         return self.token_variances[self.intervals.index(interval)]
 
-    def distance(self, h: Tensor, block: int, mask: Tensor | None = None) -> Tensor:
-        """Return ``z(rho)`` (n,) of the states `h` (n, t, d) before `block`, one of `blocks`."""
-        distance: Tensor = self._by_block()[block](h, mask)
+    def distance(
+        self, h: Tensor, block: int, mask: Tensor | None = None, beyond: Tensor | None = None
+    ) -> Tensor:
+        """Return ``z(rho)`` (n,) of the states `h` (n, t, d) before `block`, one of `blocks`.
+
+        `beyond` (n,) says how far outside of the training range the inputs are.
+        """
+        distance: Tensor = self._by_block()[block](h, mask, beyond)
         return distance
 
     def _by_block(self) -> dict[int, StateDistance]:

@@ -133,10 +133,17 @@ class StateDistance(nn.Module):
         self.register_buffer("ordinary", ordinary)
 
     @torch.no_grad()  # rounding has no gradient anyway
-    def forward(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return ``z(rho)`` of the states `h` (n, t, d), shape (n,); eq. 1.7."""
+    def forward(
+        self, h: Tensor, mask: Tensor | None = None, beyond: Tensor | None = None
+    ) -> Tensor:
+        """Return ``z(rho)`` of the states `h` (n, t, d), shape (n,); eq. 1.7.
+
+        It grows with how far outside of the training range the inputs are, `beyond` (n,).
+        """
         mean, std = self.ordinary
         z = (self.process(h, mask) - mean) / std
+        if beyond is not None:
+            z = z + beyond.double()
         # The last bits of a matrix product depend on a row's place in the batch; z must not.
         return (torch.round(z * _RESOLUTION) / _RESOLUTION).clamp(-_FAR, _FAR).to(h.dtype)
 

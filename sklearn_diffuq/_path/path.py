@@ -77,7 +77,7 @@ class GaussianPath:
         block = self.grid[time]
         if block not in self.covariance.blocks:
             return None
-        return self.covariance.distance(h, block, context.mask)
+        return self.covariance.distance(h, block, context.mask, context.beyond)
 
     def observe(self, h: Tensor, time: int, context: Context) -> Tensor | None:
         """Return the distance (n,) of the states at a time if anything depends on it."""

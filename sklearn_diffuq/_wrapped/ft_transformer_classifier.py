@@ -92,10 +92,12 @@ class FTTransformerClassifier(BackboneClassifier):
 
     Notes
     -----
-    In a data frame, columns of dtype bool, category, str or object are categories, and missing
-    values are allowed anywhere: a missing number adds a learned vector to its token, a missing
-    category is a category of its own. Categories that were not seen in `fit` count as unknown. In
-    arrays, NaN is an error, as everywhere in scikit-learn.
+    In data frames of pandas and polars, and in arrays of objects, columns of text, booleans or a
+    categorical dtype are categories. Missing values are allowed there: a missing number adds a
+    learned vector to its token, a missing category is a category of its own. Categories that were
+    not seen in `fit` count as unknown. In arrays of numbers, NaN is an error, as everywhere in
+    scikit-learn. Outside of the training range, probabilities become more equal the farther a row
+    is.
 
     References
     ----------
@@ -189,7 +191,7 @@ class FTTransformerClassifier(BackboneClassifier):
         X, y = rows_and_labels(X, y)
         check_consistent_length(X, y)
         y, weight, kept = check_labels(y, sample_weight, type(self).__name__)
-        encoder = TableEncoder(seed)
+        encoder = TableEncoder()
         inputs = encoder.fit_transform(self, X, kept)
         classes = np.unique(y)
         module = self._new_module(encoder, len(classes), seed)

@@ -180,6 +180,17 @@ def test_it_can_be_cut_exactly():
     assert torch.equal(backbone.readout(h, context), model(**batch))
 
 
+@pytest.mark.parametrize("readout", [None, torch.nn.Linear(16, 2)], ids=["own", "refitted"])
+def test_logits_shrink_outside_of_the_range(readout):
+    model, batch = model_and_batch()
+    backbone = Backbone(model, readout=readout).probe(batch)
+    n = len(batch["x_num"])
+    beyond = torch.linspace(0, 90, n)
+    with backbone.frozen():
+        inside, far = (backbone.logits(b) for b in (batch, batch | {"beyond_range": beyond}))
+    torch.testing.assert_close(far, inside * torch.exp(-beyond)[:, None])
+
+
 def test_width_must_fit_the_heads():
     with pytest.raises(ValueError, match="multiple of n_heads=4, got 30"):
         FTTransformer(2, [], 2, width=30)

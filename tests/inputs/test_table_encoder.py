@@ -8,6 +8,7 @@ from sklearn.base import BaseEstimator
 
 from sklearn_diffuq._inputs.table_encoder import TableEncoder
 from sklearn_diffuq._state import State
+from sklearn_diffuq.exceptions import ColumnWarning
 
 
 class Owner(BaseEstimator):
@@ -19,7 +20,7 @@ def arrays(inputs):
 
 
 def fitted(owner, X):
-    encoder = TableEncoder(0)
+    encoder = TableEncoder()
     return encoder, arrays(encoder.fit_transform(owner, X, np.arange(len(X))))
 
 
@@ -44,10 +45,9 @@ def test_numbers_become_normal_quantiles():
     encoder, _ = fitted(owner, X)
     ranks = X[:, 0].argsort().argsort()
     values = encoded(owner, encoder, X)["x_num"]
-    assert list(encoded(owner, encoder, X)) == ["x_num"]
-    inner = (ranks > 5) & (ranks < 993)
-    np.testing.assert_allclose(values[inner, 0], norm.ppf(ranks[inner] / 998), atol=0.02)
-    assert np.abs(values).max() <= 3
+    assert list(encoded(owner, encoder, X)) == ["x_num", "beyond_range"]
+    expected = np.clip(norm.ppf((ranks + 0.5) / 999), -3, 3)
+    np.testing.assert_allclose(values[:, 0], expected, atol=1e-6)
     assert owner.n_features_in_ == 2
 
 
@@ -69,22 +69,23 @@ def test_unseen_categories_are_code_zero():
     owner = Owner()
     encoder, _ = fitted(owner, FRAME)
     new = FRAME.iloc[:2].assign(colour=["green", "red"], size=["m", None])
-    codes = encoded(owner, encoder, new)["x_cat"]
+    with pytest.warns(ColumnWarning, match="No value of column 'size' .* 'm' where fit had 'l'"):
+        codes = encoded(owner, encoder, new)["x_cat"]
     assert codes.tolist() == [[0, 0, 2], [2, 0, 1]]
 
 
 def test_only_the_given_rows_teach():
-    owner, encoder = Owner(), TableEncoder(0)
-    batch = arrays(encoder.fit_transform(owner, FRAME, np.array([0, 3])))
-    assert encoder.cardinalities == [2, 2, 2]
-    _, same = fitted(Owner(), FRAME.iloc[[0, 3]])
+    owner, encoder = Owner(), TableEncoder()
+    frame = FRAME.assign(new=[True, False, True, False])
+    with pytest.warns(ColumnWarning, match="rows of column 'colour', 'size': it has no effect"):
+        batch = arrays(encoder.fit_transform(owner, frame, np.array([0, 3])))
+    assert encoder.cardinalities == [2, 2, 3]
+    with pytest.warns(ColumnWarning):
+        _, same = fitted(Owner(), frame.iloc[[0, 3]])
     np.testing.assert_array_equal(batch["x_num"], same["x_num"])
-    assert encoded(owner, encoder, FRAME)["x_cat"].tolist() == [
-        [1, 1, 1],
-        [0] * 3,
-        [0, 0, 1],
-        [1] * 3,
-    ]
+    # of the constant columns every value counts as the one that is known
+    codes = encoded(owner, encoder, frame)["x_cat"]
+    assert codes.tolist() == [[1, 1, 2], [1, 1, 1], [1, 1, 2], [1, 1, 1]]
 
 
 def test_only_categories_or_an_empty_column():
@@ -93,8 +94,12 @@ def test_only_categories_or_an_empty_column():
     assert batch["x_num"].shape == (4, 0)
     X = pd.DataFrame({"a": [np.nan, np.nan], "b": [1.0, 2.0]})
     owner = Owner()
-    batch = fitted(owner, X)[1]
+    with pytest.warns(ColumnWarning, match="column 'a': it has no effect"):
+        encoder, batch = fitted(owner, X)
     assert np.isnan(batch["x_num"][:, 0]).all()
+    for value in (5.0, "text"):
+        later = encoded(owner, encoder, X.assign(a=value))
+        np.testing.assert_array_equal(later["x_num"], batch["x_num"])
 
 
 @pytest.mark.parametrize(
@@ -114,11 +119,11 @@ def test_errors_in_fit(X, message):
 def test_errors_in_transform():
     owner = Owner()
     encoder, _ = fitted(owner, FRAME)
-    with pytest.raises(ValueError, match="Give a data frame"):
-        encoder.transform(owner, FRAME.to_numpy())
+    with pytest.raises(ValueError, match="fitted on categorical columns.*Give a data frame"):
+        encoder.transform(owner, np.zeros((4, 5)))
     with pytest.raises(ValueError, match="feature names"):
         encoder.transform(owner, FRAME[["colour", "age", "count", "size", "new"]])
-    with pytest.raises(ValueError, match="could not convert string"):
+    with pytest.raises(ValueError, match="Column 'age' held numbers in fit, but could not convert"):
         encoder.transform(owner, FRAME.assign(age="old"))
 
 
@@ -139,6 +144,7 @@ def test_an_encoder_comes_back_through_json(X):
 
 
 def test_categories_that_json_does_not_know_are_refused():
-    encoder, _ = fitted(Owner(), pd.DataFrame({"when": pd.interval_range(0, 4)}))
+    X = pd.DataFrame({"when": pd.cut([1, 2, 3, 4], 2)})
+    encoder, _ = fitted(Owner(), X)
     with pytest.raises(ValueError, match="category of type Interval.*astype"):
         encoder.to_state()

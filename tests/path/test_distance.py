@@ -89,6 +89,10 @@ def test_distance_is_standardised_rho_on_a_grid_and_bounded():
     expected = (rho - rho[20:].mean()) / rho[20:].std(correction=0)
     torch.testing.assert_close(found.double(), expected.clamp(-8, 8), atol=1 / 4096, rtol=0)
     assert torch.equal(found * 4096, torch.round(found * 4096))
+    beyond = torch.linspace(0, 20, 40)
+    farther = StateDistance(process, ordinary)(h, None, beyond)
+    shifted = (expected + beyond).clamp(-8, 8)
+    torch.testing.assert_close(farther.double(), shifted, atol=1 / 4096, rtol=0)
     narrow = StateDistance(process, torch.tensor([0.0, 1e-3], dtype=torch.float64))
     assert torch.equal(narrow(h), torch.full((40,), 8.0))
 

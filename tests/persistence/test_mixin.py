@@ -148,7 +148,7 @@ def test_a_data_frame_with_categories_and_missing_values(tmp_path):
     clf.save(tmp_path)
     loaded = DiffusionCalibratedClassifier.load(tmp_path)
     unseen = X[:9].copy()
-    unseen["colour"] = "purple"
+    unseen["colour"] = ["blue", *["purple"] * 8]
     unseen.loc[:4, "a"] = np.nan
     assert_same(clf, loaded, X)
     assert_same(clf, loaded, unseen)

@@ -189,8 +189,10 @@ def test_format_1_is_upgraded(directory):
     with torch.no_grad():
         batch = loaded.encode(X).batch(range(7))
         np.testing.assert_allclose(loaded.module_(**batch), logits, rtol=1e-5, atol=1e-6)
-    again = wrapped_state(loaded)
-    assert through_json(again).config == through_json(upgrade_wrapped(saved)).config
+    again, upgraded = wrapped_state(loaded), through_json(upgrade_wrapped(saved)).config
+    for name in ("seed", "n_numeric", "cardinalities"):  # known from the rest
+        del upgraded["encoder"][name]
+    assert through_json(again).config == upgraded
     assert again.tensors.keys() == upgrade_wrapped(saved).tensors.keys()
 
 

@@ -117,7 +117,7 @@ def test_frames_with_categories_and_missing_values():
     clf = FTTransformerClassifier(device="cpu", random_state=0).fit(X[:300], y[:300])
     assert clf.score(X[300:], y[300:]) > 0.95
     assert clf.feature_names_in_.tolist() == ["kind", "size"]
-    new = pd.DataFrame({"kind": ["d", None], "size": [0.5, 1.0]})
+    new = pd.DataFrame({"kind": ["d", None, "a"], "size": [0.5, 1.0, 1.0]})
     assert np.isfinite(clf.predict_proba(new)).all()
 
 
