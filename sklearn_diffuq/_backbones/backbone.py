@@ -121,7 +121,7 @@ class Backbone:
 
     @property
     def blocks(self) -> list[nn.Module]:
-        return list(self.module.get_submodule(self.path).children())
+        return list(self.module.get_submodule(self.path).children())[self._probed().first :]
 
     @property
     def n_blocks(self) -> int:
@@ -203,7 +203,7 @@ class Backbone:
         args, kwargs = context.arguments(k, h)
         with lock_of(self.module), eager(self.blocks[k]):
             output = (self.blocks[k] if call is None else call)(*args, **kwargs)
-        return output[0] if isinstance(output, tuple) else output
+        return output[0] if isinstance(output, (tuple, list)) else output
 
     def advance(
         self, h: Tensor, context: Context, start: int = 0, stop: int | None = None

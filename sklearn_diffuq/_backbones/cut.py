@@ -18,7 +18,9 @@ class Cut:
     """What is known about a model that can be cut.
 
     ``slots`` says where each block takes the hidden state (position or keyword), ``extras`` how
-    many values it returns after it in a tuple (None: it returns the bare state).
+    many values it returns after it in a tuple (None: it returns the bare state). ``first`` leading
+    blocks run as part of the embedding; ``handed_on`` lists which of the further values a block
+    returns are arguments of its: (number, position or keyword).
     """
 
     path: str
@@ -26,6 +28,8 @@ class Cut:
     extras: tuple[int | None, ...]
     width: int
     n_outputs: int | None = None
+    first: int = 0
+    handed_on: tuple[tuple[int, int | str], ...] = ()
 
 
 @contextmanager
@@ -58,7 +62,12 @@ def call_stubbed(
     def stub(k: int, original: Callable) -> Callable:
         def forward(*args: Any, **kwargs: Any) -> Tensor | tuple:
             h, n_extras = state(k, args, kwargs), cut.extras[k]
-            return h if n_extras is None else (h, *[None] * n_extras)
+            if n_extras is None:
+                return h
+            extras: list[Any] = [None] * n_extras
+            for i, slot in cut.handed_on:
+                extras[i] = args[slot] if isinstance(slot, int) else kwargs[slot]
+            return (h, *extras)
 
         return forward
 
