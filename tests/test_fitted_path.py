@@ -85,12 +85,9 @@ def _covariance(intervals):
 
 def _transition(backbone, intervals, rank, n_shared_blocks):
     """Return an untrained transition of random numbers, grouped as a fit groups it."""
-    n, generator = len(intervals), torch.Generator().manual_seed(2)
-    matrices = {"weight": torch.empty(n, WIDTH, WIDTH)}
+    generator = torch.Generator().manual_seed(2)
     group = shared_groups(intervals, backbone.n_blocks, n_shared_blocks)
-    transition = UnifiedTransition(
-        intervals, matrices, {"bias": torch.zeros(n, WIDTH)}, backbone, rank, group
-    )
+    transition = UnifiedTransition(intervals, backbone, rank, group)
     with torch.no_grad():
         for parameter in transition.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))

@@ -1,12 +1,15 @@
 """Small random backbones for tests of the stages after the cut."""
 
 import torch
+from timm.layers import Mlp
 from timm.models import VisionTransformer
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
 )
 
 from sklearn_diffuq._backbones.backbone import Backbone
@@ -54,3 +57,34 @@ def text(n=6, decoder=False):
 
 
 ALL = {"vit": vit, "bert": text, "gpt2": lambda n=6: text(n, decoder=True)}
+
+
+def unequal_vit(n=6):
+    """Return a ViT of five blocks with feed-forward widths 64, 64, 24, 24, 20; one has no bias."""
+    torch.manual_seed(0)
+    model = VisionTransformer(
+        img_size=16, patch_size=8, in_chans=1, embed_dim=16, depth=5, num_heads=2, num_classes=3
+    )
+    for k, width in enumerate([64, 64, 24, 24, 20]):
+        model.blocks[k].mlp = Mlp(16, width, bias=k != 1)
+    batch = {"x": torch.randn(n, 1, 16, 16)}
+    return Backbone(_enlarge(model)).probe(batch), batch
+
+
+def modernbert(n=6):
+    """Return a ModernBERT: its first block lacks a norm, the second sees a window of tokens."""
+    torch.manual_seed(0)
+    config = ModernBertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, num_labels=2,
+        intermediate_size=32, max_position_embeddings=16, global_attn_every_n_layers=2,
+        local_attention=4, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1,
+        sep_token_id=2,
+    )  # fmt: skip
+    ids = torch.randint(3, 50, (n, 9))
+    mask = torch.ones(n, 9, dtype=torch.long)
+    mask[0, 6:] = 0
+    batch = {"input_ids": ids * mask, "attention_mask": mask}
+    return Backbone(_enlarge(ModernBertForSequenceClassification(config))).probe(batch), batch
+
+
+UNEQUAL = {"unequal-vit": unequal_vit, "modernbert": modernbert}

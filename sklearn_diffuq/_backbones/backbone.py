@@ -123,7 +123,7 @@ class Backbone:
 
     @property
     def blocks(self) -> list[nn.Module]:
-        return list(self.module.get_submodule(self.path).children())
+        return list(self.module.get_submodule(self.path).children())[self._probed().first :]
 
     @property
     def n_blocks(self) -> int:
@@ -209,7 +209,7 @@ class Backbone:
             args, kwargs = widened(args), widened(kwargs)
         with lock_of(self.module), eager(self.blocks[k]):
             output = (self.blocks[k] if call is None else call)(*args, **kwargs)
-        output = output[0] if isinstance(output, tuple) else output
+        output = output[0] if isinstance(output, (tuple, list)) else output
         return widened(output) if is_half else output
 
     def advance(

@@ -67,7 +67,27 @@ def call_model(module: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
     with eager(module), _no_cache(module):
         options = _quiet_options(module)
         named = {name: batch[key] for name, key in kwargs.items()}
-        return module(*[batch[key] for key in args], **named, **options)
+        try:
+            return module(*[batch[key] for key in args], **named, **options)
+        except IndexError as error:
+            if "out of range in self" not in str(error):  # the words of torch's embedding
+                raise
+            raise ValueError(_beyond_embeddings(module, batch, error)) from error
+
+
+def _beyond_embeddings(module: nn.Module, batch: dict[str, torch.Tensor], error: Exception) -> str:
+    largest = [
+        f"{name!r} up to {int(values.max())}"
+        for name, values in batch.items()
+        if not values.is_floating_point() and values.numel() > 0
+    ]
+    sizes = sorted({m.num_embeddings for m in module.modules() if isinstance(m, nn.Embedding)})
+    return (
+        f"{type(module).__name__} looks something up that it does not have ({error}). It gets "
+        f"{', '.join(largest) or 'no ids'}; its embeddings know numbers below "
+        f"{', '.join(map(str, sizes)) or 'none'}. Give ids that the model knows, and texts that "
+        "are not longer than its positions."
+    )
 
 
 @contextmanager

@@ -21,7 +21,9 @@ class Cut:
 
     ``slots`` says where each block takes the hidden state (position or keyword), ``extras`` how
     many values it returns after it in a tuple (None: it returns the bare state). ``dtype`` is the
-    precision of its states, and ``gradients`` says whether gradients pass it.
+    precision of its states, and ``gradients`` says whether gradients pass it. ``first`` leading
+    blocks run as part of the embedding; ``handed_on`` lists which of the further values a block
+    returns are arguments of its: (number, position or keyword).
     """
 
     path: str
@@ -31,6 +33,8 @@ class Cut:
     n_outputs: int | None = None
     dtype: str = "float32"
     gradients: bool = True
+    first: int = 0
+    handed_on: tuple[tuple[int, int | str], ...] = ()
 
     @property
     def half(self) -> torch.dtype | None:
@@ -69,7 +73,12 @@ def call_stubbed(
     def stub(k: int, original: Callable) -> Callable:
         def forward(*args: Any, **kwargs: Any) -> Tensor | tuple:
             h, n_extras = state(k, args, kwargs), cut.extras[k]
-            return h if n_extras is None else (h, *[None] * n_extras)
+            if n_extras is None:
+                return h
+            extras: list[Any] = [None] * n_extras
+            for i, slot in cut.handed_on:
+                extras[i] = args[slot] if isinstance(slot, int) else kwargs[slot]
+            return (h, *extras)
 
         return forward
 

@@ -57,12 +57,13 @@ def candidate_blocks(module: nn.Module, path: str | None = None) -> dict[str, li
                 f"ModuleList or Sequential. {describe_candidates(module)}"
             )
         return {path: list(named)}
-    if getattr(getattr(inner_model(module), "config", None), "is_encoder_decoder", False):
+    candidates = find_blocks(module)
+    config = getattr(inner_model(module), "config", None)
+    if getattr(config, "is_encoder_decoder", False) and len(candidates) > 1:
         raise BackboneError(
             f"{name} is an encoder-decoder model: it has two chains of blocks, and which of them "
             f"to use is not a choice to guess. Name one. {describe_candidates(module)}"
         )
-    candidates = find_blocks(module)
     if not candidates:
         raise BackboneError(
             f"No blocks found in {name}: it holds no ModuleList or Sequential of two or more "

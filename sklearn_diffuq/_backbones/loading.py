@@ -188,7 +188,7 @@ def _n_positions(model: nn.Module, config: Any) -> int | None:
         if name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding):
             taken = 0 if module.padding_idx is None else module.padding_idx + 1
             return module.num_embeddings - taken
-    return n_positions
+    return None if n_positions == -1 else n_positions  # XLNet has no limit
 
 
 def _n_ids(model: nn.Module) -> dict[str, int]:

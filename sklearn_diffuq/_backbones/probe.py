@@ -43,6 +43,9 @@ class CutModel(Protocol):
     module: nn.Module
     custom_readout: nn.Module | None
 
+    @property
+    def n_blocks(self) -> int: ...
+
     def embed(self, batch: Batch) -> tuple[Tensor, Context]: ...
 
     def block(self, k: int, h: Tensor, context: Context) -> Tensor: ...
@@ -120,20 +123,27 @@ def check_trace(module: nn.Module, trace: Trace, batch: Batch) -> Cut:
     _check_shapes(inputs, outputs, batch, refused)
     if any(trace.mutates):
         raise refused(f"change their arguments in place (block {trace.mutates.index(True)})")
-    for k in range(n_blocks - 1):
-        if not same(outputs[k], inputs[k + 1]):
-            raise refused(
-                f"do not form a chain: the output of block {k} is not the input of block {k + 1}. "
-                "A residual or a norm is probably applied outside of the blocks",
-                "Wrap what happens between two blocks into one module.",
-            )
+    breaks = [k for k in range(n_blocks - 1) if not same(outputs[k], inputs[k + 1])]
+    # The first block belongs to the embedding where it makes what all blocks get (positions of T5
+    # and WavLM), or where the model does more after it than after others (DeBERTa's convolution).
+    first = int(n_blocks > 2 and (breaks == [0] or (not breaks and _makes_arguments(trace))))
+    if breaks and not first:
+        raise refused(
+            f"do not form a chain: the output of block {breaks[0]} is not the input of block "
+            f"{breaks[0] + 1}. A residual or a norm is probably applied outside of the blocks",
+            "Wrap what happens between two blocks into one module.",
+        )
     return Cut(
         path=trace.path,
-        slots=tuple(slots),
-        extras=tuple(len(o) - 1 if isinstance(o, tuple) else None for o in trace.outputs),
+        slots=tuple(slots[first:]),
+        extras=tuple(
+            len(o) - 1 if isinstance(o, (tuple, list)) else None for o in trace.outputs[first:]
+        ),
         width=inputs[0].shape[-1],
         dtype=str(inputs[0].dtype).removeprefix("torch."),
         gradients=passes_gradients(module, lambda: call_model(module, batch)),
+        first=first,
+        handed_on=_handed_on(trace.outputs[first], trace.calls[first]),
     )
 
 
@@ -143,11 +153,12 @@ def check_replay(backbone: CutModel, batch: Batch, trace: Trace) -> int | None:
     more = "are needed for more than their state"
     with _explained(refused, f"{more}: the model fails with its blocks stubbed out"):
         h, context = backbone.embed(batch)
-    for k, expected in enumerate(trace.outputs):
+    for k, expected in enumerate(trace.outputs[-backbone.n_blocks :]):
         previous = h
         with _explained(refused, f"{more}: block {k} fails when it is called on its own"):
             h = backbone.block(k, previous, context)
-        if not same(h, widened(expected[0] if isinstance(expected, tuple) else expected)):
+        first_of = expected[0] if isinstance(expected, (tuple, list)) else expected
+        if not same(h, widened(first_of)):
             raise refused(
                 f"{more}: called on its own, block {k} gives another output than in the model"
             )
@@ -203,6 +214,25 @@ def _hidden_slot(args: tuple, kwargs: dict[str, Any]) -> int | str | None:
     return None
 
 
+def _makes_arguments(trace: Trace) -> bool:
+    """Tell whether the second block gets more of the first one's output than its state."""
+    made = {i for i, _ in _handed_on(trace.outputs[0], trace.calls[1])}
+    return bool(made - {i for i, _ in _handed_on(trace.outputs[0], trace.calls[0])})
+
+
+def _handed_on(output: Any, call: Call) -> tuple[tuple[int, int | str], ...]:
+    """Return which values after the state of an output are arguments of a call, and where."""
+    args, kwargs = call
+    arguments: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    extras = output[1:] if isinstance(output, (tuple, list)) else ()
+    found = [
+        (i, [slot for slot, argument in arguments if argument is value])
+        for i, value in enumerate(extras)
+        if isinstance(value, torch.Tensor)
+    ]
+    return tuple((i, slots[0]) for i, slots in found if slots)
+
+
 def _why_no_state(args: tuple, kwargs: dict[str, Any]) -> tuple[str, str]:
     tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
     if any(tensor.is_nested for tensor in tensors):
@@ -215,7 +245,7 @@ def _why_no_state(args: tuple, kwargs: dict[str, Any]) -> tuple[str, str]:
 
 
 def _hidden_output(output: Any, refused: Refused) -> Tensor:
-    if isinstance(output, tuple) and output:
+    if isinstance(output, (tuple, list)) and output:
         output = output[0]
     if not isinstance(output, torch.Tensor):
         raise refused(

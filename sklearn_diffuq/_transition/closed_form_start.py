@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._path.input_moments import InputMoments, linear_layers
 from sklearn_diffuq._path.time_grid import Interval
-from sklearn_diffuq._transition.unified_transition import UnifiedTransition, key_of
-from sklearn_diffuq.exceptions import BackboneError
+from sklearn_diffuq._transition.parameter_stacks import parameter_stacks
+from sklearn_diffuq._transition.unified_transition import UnifiedTransition
 
 RIDGE = 1e-3  # share of the identity in the metric: what the data never excite stays sane
 N_ALTERNATIONS = 8
@@ -33,14 +33,9 @@ def transition_size(
     backbone: Backbone, intervals: Sequence[Interval], rank: int, n_shared_blocks: int
 ) -> int:
     """Return the number of parameters of a unified transition, without building it."""
-    n_shared = len(set(shared_groups(intervals, backbone.n_blocks, n_shared_blocks)))
-    n, size = len(intervals), len(intervals) * backbone.width  # the variances
-    for shape in parameter_shapes(backbone).values():
-        if is_matrix(shape):
-            size += n_shared * shape[0] * shape[1] + n * rank * (shape[0] + shape[1])
-        else:
-            size += n * int(torch.Size(shape).numel())
-    return size
+    group = shared_groups(intervals, backbone.n_blocks, n_shared_blocks)
+    stacks, steps = parameter_stacks(backbone, intervals, group), range(len(intervals))
+    return sum(s.size(steps, rank) for s in stacks.values()) + len(steps) * backbone.width
 
 
 def unified_transition(
@@ -56,7 +51,7 @@ def unified_transition(
     alternating a weighted least squares for ``W_shared`` with a truncated singular value
     decomposition for ``U_s V_s``, where ``C_s`` is the second moment of the layer's inputs and
     ``w_s = 1 / tr(W_s C_s W_s^T)``. Each bias then takes up the mean error. A step of several
-    blocks starts from the mean of their matrices.
+    blocks has the parameters of the last one, and starts from the mean over those that have them.
 
     Parameters
     ----------
@@ -75,86 +70,69 @@ def unified_transition(
     transition : UnifiedTransition
         On the device of the backbone.
     """
-    matrices: dict[str, Tensor] = {}
-    vectors: dict[str, Tensor] = {}
-    for name, shape in parameter_shapes(backbone).items():
-        stack = torch.stack([_merged(backbone, interval, name) for interval in intervals])
-        (matrices if is_matrix(shape) else vectors)[name] = stack
     group = shared_groups(intervals, backbone.n_blocks, n_shared_blocks)
-    transition = UnifiedTransition(intervals, matrices, vectors, backbone, rank, group)
-    layers = {weight: (bias, axis) for weight, bias, _, axis in linear_layers(backbone.blocks[0])}
-    for name, stack in matrices.items():
-        if rank is None:
-            transition.shared[key_of(name)].data.copy_(stack)
-            continue
-        bias, axis = layers.get(name, (None, 1))
-        metric, mean = _step_moments(moments, intervals, name, stack.shape[1 + axis])
-        _start_matrix(transition, name, stack, axis, metric)
-        if bias is not None:
-            _correct_bias(transition, name, bias, stack, axis, mean)
-    return transition.requires_grad_(True).to(backbone.device)
+    transition = UnifiedTransition(intervals, backbone, rank, group).to(backbone.device)
+    for kept in (transition.vectors, transition.shared):
+        for key in kept.keys() - transition.up.keys():
+            blocks = _blocks_of_rows(transition, key)
+            kept[key].data.copy_(_merged(transition, key, blocks))
+    for key in transition.up:  # last, since the biases take up their errors
+        _start_matrix(transition, key, moments)
+    return transition.requires_grad_(True)
 
 
-def is_matrix(shape: Sequence[int]) -> bool:
-    """Tell whether a parameter of this shape gets low-rank changes, and not a copy per step."""
-    return len(shape) == 2 and min(shape) > 1
+def _blocks_of_rows(transition: UnifiedTransition, key: str) -> list[list[int]]:
+    """Return, for each row of a stack, the blocks of the step that have the parameter."""
+    stack, blocks = transition.stacks[key], transition.backbone.blocks
+    shapes = [{n: tuple(p.shape) for n, p in block.named_parameters()} for block in blocks]
+    return [
+        [k for k in range(*transition.intervals[i]) if shapes[k].get(stack.name) == stack.shape]
+        for i in stack.steps
+    ]
 
 
-def parameter_shapes(backbone: Backbone) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the parameters of a block; all blocks must have the same."""
-    shapes = {n: tuple(p.shape) for n, p in backbone.blocks[0].named_parameters()}
-    for k, block in enumerate(backbone.blocks):
-        if {n: tuple(p.shape) for n, p in block.named_parameters()} != shapes:
-            raise BackboneError(
-                f"Block {k} has other parameters than block 0, so one transition cannot stand for "
-                "both. Use transition='blockwise', or blocks=... to name a stack of equal blocks."
-            )
-    return shapes
-
-
-def _merged(backbone: Backbone, interval: Interval, name: str) -> Tensor:
-    blocks = backbone.blocks[slice(*interval)]
-    return torch.stack([b.get_parameter(name).detach().float() for b in blocks]).mean(0)
-
-
-def _step_moments(
-    moments: InputMoments, intervals: Sequence[Interval], name: str, d_in: int
-) -> tuple[Tensor, Tensor]:
-    """Return second moments (S, d_in, d_in) and means (S, d_in) of the inputs of `name`."""
-    n = len(intervals)
-    if (0, name) not in moments.second:
-        return torch.eye(d_in).expand(n, -1, -1), torch.zeros(n, d_in)
-    second = [torch.stack([moments.second[k, name] for k in range(*i)]).mean(0) for i in intervals]
-    mean = [torch.stack([moments.mean[k, name] for k in range(*i)]).mean(0) for i in intervals]
-    return torch.stack(second), torch.stack(mean)
+def _merged(transition: UnifiedTransition, key: str, blocks: list[list[int]]) -> Tensor:
+    """Return the mean over the blocks of each row, stacked."""
+    name, all_blocks = transition.stacks[key].name, transition.backbone.blocks
+    found = [[all_blocks[k].get_parameter(name).detach().float() for k in ks] for ks in blocks]
+    return torch.stack([torch.stack(row).mean(0) for row in found])
 
 
 @torch.no_grad()
-def _start_matrix(
-    transition: UnifiedTransition, name: str, stack: Tensor, axis: int, metric: Tensor
-) -> None:
-    """Set the shared matrix and the low-rank changes; `axis` is the input axis of the weight."""
-    key, rank = key_of(name), transition.rank
+def _start_matrix(transition: UnifiedTransition, key: str, moments: InputMoments) -> None:
+    """Set a shared matrix and its low-rank changes, and let biases take up the error (eq. 2.6)."""
+    stack, rank = transition.stacks[key], transition.rank
     assert rank is not None
-    target = stack if axis == 1 else stack.mT
-    shared, up, down = factorise(target, metric.to(target), transition.group, rank)
+    blocks = _blocks_of_rows(transition, key)
+    layers = linear_layers(transition.backbone.blocks[blocks[0][-1]])
+    bias, axis = {name: (b, a) for name, b, _, a in layers}.get(stack.name, (None, 1))
+    metric, mean = _step_moments(moments, blocks, stack.name, stack.shape[axis])
+    target = _merged(transition, key, blocks)
+    target = target if axis == 1 else target.mT
+    shared, up, down = factorise(target, metric.to(target), stack.group, rank)
+    error = target - (shared[list(stack.group)] + up @ down)
     if axis == 0:
         shared, up, down = shared.mT, down.mT, up.mT
     transition.shared[key].copy_(shared)
     transition.up[key].copy_(up)
     transition.down[key].copy_(down)
+    shifts = torch.einsum("soi,si->so", error, mean.to(error))
+    for i, shift in zip(stack.steps, shifts, strict=True):
+        for other, having in transition.stacks.items():
+            if having.name == bias and i in having.steps:
+                transition.vectors[other][having.steps.index(i)] += shift
 
 
-@torch.no_grad()
-def _correct_bias(
-    transition: UnifiedTransition, name: str, bias: str, stack: Tensor, axis: int, mean: Tensor
-) -> None:
-    """Let the biases take up the mean error on inputs of mean (S, d_in); eq. 2.6."""
-    key = key_of(name)
-    low_rank = transition.up[key] @ transition.down[key]
-    fitted = transition.shared[key][transition.group] + low_rank
-    error = stack - fitted if axis == 1 else (stack - fitted).mT
-    transition.vectors[key_of(bias)] += torch.einsum("soi,si->so", error, mean.to(error))
+def _step_moments(
+    moments: InputMoments, blocks: Sequence[Sequence[int]], name: str, d_in: int
+) -> tuple[Tensor, Tensor]:
+    """Return second moments (S, d_in, d_in) and means (S, d_in) of the inputs of `name`."""
+    n = len(blocks)
+    if any((k, name) not in moments.second for some in blocks for k in some):
+        return torch.eye(d_in).expand(n, -1, -1), torch.zeros(n, d_in)
+    second = [torch.stack([moments.second[k, name] for k in some]).mean(0) for some in blocks]
+    mean = [torch.stack([moments.mean[k, name] for k in some]).mean(0) for some in blocks]
+    return torch.stack(second), torch.stack(mean)
 
 
 def factorise(
@@ -185,6 +163,7 @@ def factorise(
     target, metric = target.double(), metric.double()
     d_in = target.shape[2]
     trace = metric.diagonal(dim1=1, dim2=2).mean(1)
+    trace = trace.masked_fill(trace == 0, 1.0)  # a layer that only ever gets zeros
     metric = metric + RIDGE * trace[:, None, None] * torch.eye(d_in).to(metric)
     energy = torch.einsum("soi,sij,soj->s", target, metric, target)
     weighted = metric / energy.clamp_min(1e-30)[:, None, None]

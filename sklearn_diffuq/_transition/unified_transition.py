@@ -3,11 +3,12 @@
 `UnifiedTransition` is a block of the wrapped model whose matrices are ``W_shared + U_s V_s`` and
 whose vectors (norms, biases, gains) are per step. The block's own code runs on these parameters
 by `torch.func.functional_call`, so masks, rotary or relative positions and any architecture that
-the backbone can cut come along without code of their own.
+the backbone can cut come along without code of their own. Blocks may differ: a step runs the code
+of its own block, what blocks have in common is shared, and the rest is the step's own.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,7 @@ from sklearn_diffuq._backbones.context import Context
 from sklearn_diffuq._backbones.precision import widened
 from sklearn_diffuq._path.time_grid import Grid, Interval, steps_of
 from sklearn_diffuq._state import State
+from sklearn_diffuq._transition.parameter_stacks import is_matrix, parameter_stacks
 
 LOG_VARIANCE_BOUNDS = (-16.0, 8.0)
 
@@ -31,10 +33,6 @@ class UnifiedTransition(nn.Module):
     intervals : sequence of (int, int), length n_intervals
         The steps it knows, from a block to a later one, see `steps_of`. Those of one time grid, or
         of several that share the network.
-    matrices : dict from name to Tensor of shape (n_intervals, out, in)
-        The per-step matrices; only their shapes are read.
-    vectors : dict from name to Tensor of shape (n_intervals, ...)
-        The per-step vectors (norms, biases, gains) to start from.
     backbone : Backbone
         Its blocks supply the code that is run, and the recorded arguments; their parameters are
         not used, never trained, and not part of the state.
@@ -54,8 +52,6 @@ class UnifiedTransition(nn.Module):
     def __init__(
         self,
         intervals: Sequence[Interval],
-        matrices: Mapping[str, Tensor],
-        vectors: Mapping[str, Tensor],
         backbone: Backbone,
         rank: int | None,
         group: Sequence[int],
@@ -66,29 +62,34 @@ class UnifiedTransition(nn.Module):
         self.rank = rank
         self.group = list(group)
         self.backbone = backbone
+        self.stacks = parameter_stacks(backbone, self.intervals, self.group)
         # Lists hide modules from nn.Module: the blocks' code is not part of the state.
         blocks = [backbone.blocks[stop - 1] for _, stop in self.intervals]
         self._templates = [copy.deepcopy(block).to("meta").eval() for block in blocks]
         self._buffers_of = [dict(block.named_buffers()) for block in blocks]
-        self.log_variance = nn.Parameter(torch.zeros(n, backbone.width))
-        self.vectors = nn.ParameterDict({key_of(k): v.clone() for k, v in vectors.items()})
+        self.log_variance = _zeros(n, backbone.width)
+        vectors = {k: s for k, s in self.stacks.items() if not is_matrix(s.shape)}
+        self.vectors = nn.ParameterDict(
+            {key: _zeros(len(stack.steps), *stack.shape) for key, stack in vectors.items()}
+        )
         self.shared, self.up, self.down = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
-        n_shared = n if rank is None else max(self.group) + 1
-        for name, stack in matrices.items():
-            key, (_, d_out, d_in) = key_of(name), stack.shape
-            self.shared[key] = stack.new_zeros(n_shared, d_out, d_in)
-            if rank is not None:
-                self.up[key] = stack.new_zeros(n, d_out, rank)
-                self.down[key] = stack.new_zeros(n, rank, d_in)
+        for key, stack in self.stacks.items():
+            n_rows = len(stack.steps)
+            if key in vectors:
+                continue
+            if rank is None or not stack.is_shared:
+                self.shared[key] = _zeros(n_rows, *stack.shape)
+            else:
+                d_out, d_in = stack.shape
+                self.shared[key] = _zeros(max(stack.group) + 1, d_out, d_in)
+                self.up[key] = _zeros(n_rows, d_out, rank)
+                self.down[key] = _zeros(n_rows, rank, d_in)
 
     def n_parameters(self, grid: Grid) -> int:
         """Return the number of parameters that the steps of a time grid need."""
         used = [self.intervals.index(interval) for interval in steps_of(grid)]
-        shared = sum(p[0].numel() for p in self.shared.values())
-        n_shared = len(used if self.rank is None else {self.group[i] for i in used})
-        own = sum(p.numel() for p in self.parameters())
-        own -= sum(p.numel() for p in self.shared.values())
-        return own * len(used) // len(self.intervals) + shared * n_shared
+        size = sum(stack.size(used, self.rank) for stack in self.stacks.values())
+        return size + len(used) * self.backbone.width  # the variances
 
     def variance(self, interval: Interval) -> Tensor:
         """Return the variance of the transition's error per channel, shape (d,)."""
@@ -98,17 +99,21 @@ class UnifiedTransition(nn.Module):
         """Return the variances of all steps it knows, detached, shape (n_intervals, d)."""
         return _variance(self.log_variance.detach())
 
-    def matrix(self, key: str, i: int) -> Tensor:
-        """Return the matrix `key` of interval number `i`, shape (out, in)."""
-        if self.rank is None:
-            return self.shared[key][i]
-        return self.shared[key][self.group[i]] + self.up[key][i] @ self.down[key][i]
+    def parameter(self, key: str, i: int) -> Tensor:
+        """Return the parameter `key` of interval number `i`, whose block has it."""
+        stack = self.stacks[key]
+        row = stack.steps.index(i)
+        if key in self.vectors:
+            return self.vectors[key][row]
+        if key not in self.up:
+            return self.shared[key][row]
+        return self.shared[key][stack.group[row]] + self.up[key][row] @ self.down[key][row]
 
     def forward(self, h: Tensor, interval: Interval, context: Context) -> Tensor:
         """Return the mean of the state after a step, from the state `h` (n, t, d) before it."""
         i = self.intervals.index(interval)
-        parameters = {name_of(k): v[i] for k, v in self.vectors.items()}
-        parameters |= {name_of(k): self.matrix(k, i) for k in self.shared}
+        stacks = self.stacks.items()
+        parameters = {s.name: self.parameter(key, i) for key, s in stacks if i in s.steps}
         parameters |= {n: widened(b.to(h.device)) for n, b in self._buffers_of[i].items()}
 
         def call(*args: Any, **kwargs: Any) -> Any:  # whatever the block takes and returns
@@ -129,29 +134,14 @@ class UnifiedTransition(nn.Module):
     def from_state(cls, state: State, backbone: Backbone) -> "UnifiedTransition":
         """Build the transition that `to_state` described, without gradients."""
         config = state.config
-        n = len(config["intervals"])
-        # zeros without memory: the constructor reads nothing but the shapes of the matrices
-        matrices = {
-            name_of(key): torch.zeros(()).expand(n, *value.shape[1:])
-            for key, value in state.part("shared").tensors.items()
-        }
-        vectors = {name_of(key): value for key, value in state.part("vectors").tensors.items()}
-        transition = cls(
-            config["intervals"], matrices, vectors, backbone, config["rank"], config["group"]
-        )
+        transition = cls(config["intervals"], backbone, config["rank"], config["group"])
         transition.load_state_dict(state.tensors)
         return transition.requires_grad_(False)
 
 
+def _zeros(*shape: int) -> nn.Parameter:
+    return nn.Parameter(torch.zeros(shape, dtype=torch.float32, device="cpu"))
+
+
 def _variance(log_variance: Tensor) -> Tensor:
     return log_variance.clamp(*LOG_VARIANCE_BOUNDS).exp()
-
-
-def key_of(name: str) -> str:
-    """Return the key of a parameter: torch refuses dots in the names of parameters."""
-    return name.replace(".", "/")
-
-
-def name_of(key: str) -> str:
-    """Return the name of the parameter of a key."""
-    return key.replace("/", ".")

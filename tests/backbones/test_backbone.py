@@ -117,7 +117,7 @@ def test_errors_in_the_model_leave_it_as_it_was(toy, ids, where, inside, method)
 def test_failed_probe_keeps_the_last_cut(toy, ids):
     backbone = Backbone(toy().eval()).probe(ids)
     expected = replay(backbone, ids)
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError, match="looks something up"):
         backbone.probe({"ids": ids["ids"] + 100})
     assert torch.equal(replay(backbone, ids), expected)
 

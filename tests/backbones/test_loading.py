@@ -52,6 +52,13 @@ def vit(**kwargs):
             lambda: vit(img_size=8, patch_size=4, dynamic_img_size=True),
             ModelInputs("images", n_channels=3),
         ),
+        (
+            # -1 positions are any number
+            lambda: transformers.XLNetForSequenceClassification(
+                transformers.XLNetConfig(vocab_size=20, d_model=16, n_layer=2, n_head=2, d_inner=8)
+            ),
+            ModelInputs("text", None, 5, n_ids={"input_ids": 20}),
+        ),
         (lambda: FTTransformer(3, [], 2), ModelInputs()),
         (
             lambda: nn.Sequential(nn.Conv2d(5, 3, 1), nn.Flatten()),

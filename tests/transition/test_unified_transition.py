@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from tiny_backbones import ALL
+from tiny_backbones import ALL, UNEQUAL
 
 from sklearn_diffuq._path.statistics import collect_statistics
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
@@ -14,7 +14,9 @@ from sklearn_diffuq._transition.closed_form_start import (
     transition_size,
     unified_transition,
 )
-from sklearn_diffuq.exceptions import BackboneError
+from sklearn_diffuq._transition.unified_transition import UnifiedTransition
+
+EVERY = ALL | UNEQUAL
 
 
 def _start(backbone, batch, n_steps, rank, **kwargs):
@@ -40,9 +42,9 @@ def _grid(transition):
     return (0, *(stop for _, stop in transition.intervals))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_full_rank_with_one_step_per_block_is_the_backbone(name):
-    backbone, batch = ALL[name]()
+    backbone, batch = EVERY[name]()
     transition = _start(backbone, batch, backbone.n_blocks, None)
     with backbone.frozen(), torch.no_grad():
         expected = backbone.logits(batch)
@@ -52,9 +54,9 @@ def test_full_rank_with_one_step_per_block_is_the_backbone(name):
     assert n_parameters - transition.log_variance.numel() == n_blocks
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_low_rank_of_full_width_reproduces_the_backbone(name):
-    backbone, batch = ALL[name]()
+    backbone, batch = EVERY[name]()
     transition = _start(backbone, batch, backbone.n_blocks, 16)
     with backbone.frozen(), torch.no_grad():
         expected = backbone.logits(batch)
@@ -122,9 +124,9 @@ def test_groups_share_consecutive_steps():
     assert {len(p) for p in transition.shared.values()} == {2}
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EVERY)
 def test_gradients_reach_every_parameter_of_the_mean(name):
-    backbone, batch = ALL[name]()
+    backbone, batch = EVERY[name]()
     transition = _start(backbone, batch, 2, 2)
     with backbone.frozen():
         _follow(backbone, transition, batch, _grid(transition)).square().sum().backward()
@@ -136,8 +138,9 @@ def test_gradients_reach_every_parameter_of_the_mean(name):
             assert parameter.grad.abs().sum() > 0, key
 
 
-def test_pickle_keeps_the_result():
-    backbone, batch = ALL["bert"]()
+@pytest.mark.parametrize("name", ["bert", *UNEQUAL])
+def test_pickle_keeps_the_result(name):
+    backbone, batch = EVERY[name]()
     transition = _start(backbone, batch, 3, 2)
     expected = _logits(backbone, transition, batch)
     copy = pickle.loads(pickle.dumps(transition))
@@ -152,7 +155,7 @@ def test_bias_takes_up_the_mean_error():
         x = moments.mean[step, "mlp.fc1.weight"]
         block = backbone.blocks[step].mlp.fc1
         expected = block.weight @ x + block.bias
-        weight = transition.matrix("mlp/fc1/weight", step)
+        weight = transition.parameter("mlp/fc1/weight", step)
         found = weight @ x + transition.vectors["mlp/fc1/bias"][step]
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
@@ -180,10 +183,10 @@ def test_grids_share_the_network_and_keep_their_own_steps():
     assert not any(torch.equal(a, b) for a, b in zip(after, last))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("n_shared_blocks", [1, 2, 9])
 def test_the_size_is_known_before_the_transition_is_built(name, n_shared_blocks):
-    backbone, batch = ALL[name]()
+    backbone, batch = EVERY[name]()
     for n_steps in (2, 3):
         transition = _start(backbone, batch, n_steps, 2, n_shared_blocks=n_shared_blocks)
         size = transition_size(backbone, transition.intervals, 2, n_shared_blocks)
@@ -215,8 +218,61 @@ def test_variances_are_those_of_the_steps_and_bounded():
     torch.testing.assert_close(torch.stack([low, high]).log(), torch.tensor([-16.0, 8.0]))
 
 
-def test_blocks_of_other_parameters_are_refused():
-    backbone, batch = ALL["vit"]()
-    backbone.module.blocks[2].mlp.fc1.bias = None
-    with pytest.raises(BackboneError, match="Block 2 has other parameters than block 0.*blockwise"):
-        _start(backbone, batch, 4, 2)
+@pytest.mark.parametrize("name", UNEQUAL)
+@pytest.mark.parametrize("rank", [None, 2])
+def test_unequal_blocks_are_saved(name, rank):
+    backbone, batch = EVERY[name]()
+    transition = _start(backbone, batch, 2, rank)
+    again = UnifiedTransition.from_state(transition.to_state(), backbone)
+    assert torch.equal(_logits(backbone, again, batch), _logits(backbone, transition, batch))
+
+
+def test_what_blocks_have_in_common_is_shared_and_the_rest_is_their_own():
+    backbone, batch = EVERY["unequal-vit"]()
+    transition = _start(backbone, batch, 5, 2)
+    n_shared = {key: len(matrices) for key, matrices in transition.shared.items()}
+    changed = {key: len(matrices) for key, matrices in transition.up.items()}
+    first, second = "mlp/fc{}/weight", "mlp/fc{}/weight@{}"
+    expected = {
+        "attn/qkv/weight": 5,
+        "attn/proj/weight": 5,
+        first.format(1): 2,
+        first.format(2): 2,
+        second.format(1, "24x16"): 2,
+        second.format(2, "16x24"): 2,
+    }
+    own = [second.format(1, "20x16"), second.format(2, "16x20")]
+    assert changed == expected
+    assert n_shared == dict.fromkeys([*expected, *own], 1)
+    assert torch.equal(transition.parameter(own[0], 4), backbone.blocks[4].mlp.fc1.weight)
+    norms = {len(v) for key, v in transition.vectors.items() if key.startswith("norm")}
+    assert norms == {5}
+    with torch.no_grad():  # a matrix that two steps share is not one of the others
+        before = [_logits_of_step(backbone, transition, batch, k) for k in range(5)]
+        transition.shared["mlp/fc1/weight@24x16"] += 0.1
+        after = [_logits_of_step(backbone, transition, batch, k) for k in range(5)]
+    assert [not torch.equal(a, b) for a, b in zip(before, after)] == [0, 0, 1, 1, 0]
+
+
+def _logits_of_step(backbone, transition, batch, k):
+    with backbone.frozen():
+        h, context = backbone.embed(batch)
+        return transition(h, (k, k + 1), context)
+
+
+def test_a_step_of_unequal_blocks_is_the_mean_over_those_that_have_a_parameter():
+    backbone, batch = EVERY["unequal-vit"]()
+    blocks = backbone.blocks
+    moments = collect_statistics(backbone, [batch], [(0, 5)], True).moments
+    transition = unified_transition(backbone, [(0, 3), (3, 5), (0, 5)], None, moments)
+    mean = (blocks[0].norm1.weight + blocks[1].norm1.weight + blocks[2].norm1.weight) / 3
+    torch.testing.assert_close(transition.parameter("norm1/weight", 0), mean)
+    for step, last, key in [(0, 2, ""), (1, 4, "@20x16"), (2, 4, "@20x16")]:
+        found = transition.parameter("mlp/fc1/weight" + key, step)
+        torch.testing.assert_close(found, blocks[last].mlp.fc1.weight)
+
+
+def test_a_layer_that_only_gets_zeros_has_a_start():
+    target = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    shared, up, down = factorise(target, torch.zeros(2, 4, 4), [0, 0], 3)
+    torch.testing.assert_close(shared[[0, 0]] + up @ down, target)
