@@ -9,7 +9,6 @@ on one batch that the cut repeats the model bit for bit.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -345,7 +344,7 @@ class Backbone:
             )
         config = {
             "columns": self.columns,
-            "cut": asdict(self._probed()),
+            "cut": self._probed().to_config(),
             "model": describe_model(self.module, self.path),
         }
         weights = {} if readout is None else readout.state_dict()

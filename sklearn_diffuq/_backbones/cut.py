@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -35,6 +35,12 @@ class Cut:
     gradients: bool = True
     first: int = 0
     handed_on: tuple[tuple[int, int | str], ...] = ()
+
+    def to_config(self) -> dict[str, Any]:
+        """Return the fields; those that are most often the default only where they are not."""
+        default = {"dtype": "float32", "gradients": True}
+        config = asdict(self)
+        return {name: v for name, v in config.items() if name not in default or v != default[name]}
 
     @property
     def half(self) -> torch.dtype | None:
