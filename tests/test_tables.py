@@ -148,7 +148,7 @@ def of_mixed(mixed):
     return small(max_epochs=2).fit(*mixed)
 
 
-@pytest.mark.parametrize("convert", [lambda v: v, Decimal, np.float64, float], ids=str)
+@pytest.mark.parametrize("convert", [Decimal, np.float64, float])
 def test_numbers_in_object_columns_are_numbers(mixed, of_mixed, convert):
     X, y = mixed
     X = X.assign(size=[convert(v) for v in X["size"]], count=X["count"].astype(object))
@@ -228,7 +228,17 @@ def test_codes_as_text_are_categories_and_numbers_later_are_warned_of():
         (pd.Categorical(["a", 1] * 10), "types number and str"),
         ([1j] * 20, "dtype complex128"),
     ],
-    ids=str,
+    ids=[
+        "str and int",
+        "bool and str",
+        "bool and float",
+        "date",
+        "Period",
+        "Timestamp",
+        "list",
+        "categories",
+        "complex",
+    ],
 )
 def test_columns_that_are_neither_are_refused_by_name(values, message):
     X = pd.DataFrame({"a": np.arange(20.0), "odd one": values})
