@@ -90,9 +90,9 @@ class FittedPath:
             str(n): State({}).with_parts(**{kind: c.to_state() for kind, c in kinds.items()})
             for n, kinds in self.calibrations.items()
         }
-        embedding = State({}) if self.embedding is None else self.embedding.to_state()
+        parts = {} if self.embedding is None else {"embedding": self.embedding.to_state()}
         return State(config).with_parts(
-            embedding=embedding,
+            **parts,
             mean=mean.to_state(),
             covariance=covariance.to_state(),
             calibration=State({}).with_parts(**calibrations),
