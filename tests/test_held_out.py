@@ -94,6 +94,15 @@ def test_held_out_rows_that_were_not_transformed_are_said(load):
     assert all(w.filename == __file__ for w in said)
 
 
+@pytest.mark.filterwarnings("ignore::sklearn_diffuq.exceptions.CalibrationWarning")
+@pytest.mark.parametrize("load", [load_wine, load_breast_cancer])
+def test_held_out_rows_in_other_units_are_said_though_values_are_clipped(load):
+    X, X_held, y, y_held = _parts(load)
+    scaler = StandardScaler().fit(X)
+    with pytest.warns(CalibrationWarning, match=FOREIGN):
+        _classifier().fit(scaler.transform(X), y, X_calibration=X_held / 10, y_calibration=y_held)
+
+
 @pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
 def test_ordinary_and_mildly_corrupted_held_out_rows_are_not_said(load):
     X, X_held, y, y_held = _parts(load)
@@ -244,6 +253,14 @@ def test_ordinary_tables_are_not_said(load):
     changed += [X_test[y_test == k] for k in np.unique(y)] + [X_test[np.argsort(X_test[:, 0])]]
     for rows in changed:
         assert FAR not in _said(clf.predict_proba, rows)
+
+
+@pytest.mark.parametrize("load", [*LOADERS.values(), load_digits], ids=[*LOADERS, "digits"])
+def test_a_batch_of_a_table_that_was_not_transformed_is_said(load):
+    X, X_test, y, _ = _parts(load)
+    clf = _classifier()
+    _said(clf.fit, StandardScaler().fit_transform(X), y)
+    assert FAR in _said(clf.predict_proba, X_test)
 
 
 def test_texts_of_another_kind_are_not_said():

@@ -3,12 +3,11 @@
 import torch
 
 from sklearn_diffuq._backbones.backbone import Backbone
-from sklearn_diffuq._backbones.context import mean_over_tokens
 from sklearn_diffuq._inputs.batching import unpadded_batches
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.rows import random_rows
 from sklearn_diffuq._inputs.shared_rows import shared_rows
-from sklearn_diffuq._path.embedding_shift import HELD_OUT_SHIFT, EmbeddingMoments
+from sklearn_diffuq._path.embedding_shift import HELD_OUT_SHIFT, EmbeddingMoments, look_at
 from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq.exceptions import CalibrationWarning
 
@@ -63,5 +62,5 @@ def _shift(
     parts = []
     for _, batch in unpadded_batches(some.inputs, backbone.device):
         h, context = backbone.embed(batch)
-        parts.append(mean_over_tokens(h, context.mask))
+        parts.append(look_at(h, context))
     return embedding.shift(torch.cat(parts))

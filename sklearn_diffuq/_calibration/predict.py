@@ -67,7 +67,7 @@ class CalibratedPath:
         variance : bool, default=False
             Whether to append the variance of each step, (n, n_steps), to the results.
         look : callable, default=None
-            ``look(h, mask)`` is shown the embeddings, chunk by chunk.
+            ``look(h, context)`` is shown the embeddings, chunk by chunk.
 
         Returns
         -------

@@ -8,6 +8,7 @@ import numpy as np
 
 from sklearn_diffuq._inputs.columns import Column, Dense, Images, Ragged
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+from sklearn_diffuq._inputs.image_files import is_file_name
 
 
 def shared_rows(training: EncodedInputs, held_out: EncodedInputs) -> tuple[int, float]:
@@ -49,4 +50,4 @@ def _content(column: Column, row: int) -> bytes:
 
 
 def _image(item: Any) -> bytes:
-    return str(item).encode() if isinstance(item, str) else np.asarray(item).tobytes()
+    return str(item).encode() if is_file_name(item) else np.asarray(item).tobytes()

@@ -53,7 +53,7 @@ class PathLogits:
     distance: Tensor
 
 
-Look = Callable[[Tensor, Tensor | None], None]  # (states, mask of tokens)
+Look = Callable[[Tensor, Context], None]
 Draw = Callable[[GaussianTransition, int], Tensor]  # (law, step) -> next state
 
 
@@ -136,7 +136,7 @@ def propagate(
     """
     h, context = backbone.embed(batch)
     if look is not None:
-        look(h, context.mask)
+        look(h, context)
     if noise is None:
         end, n_paths = follow_mean(path, h, context), 1
     else:
