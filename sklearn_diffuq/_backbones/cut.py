@@ -38,7 +38,7 @@ class Cut:
 
     def to_config(self) -> dict[str, Any]:
         """Return the fields; those that are most often the default only where they are not."""
-        default = {"dtype": "float32", "gradients": True}
+        default = {"dtype": "float32", "gradients": True, "first": 0, "handed_on": ()}
         config = asdict(self)
         return {name: v for name, v in config.items() if name not in default or v != default[name]}
 
