@@ -64,6 +64,11 @@ class BackboneClassifier(ModuleParameters, ClassifierMixin, BaseEstimator):
             one class only.
         BackboneError
             If the model cannot be cut into embedding, blocks and readout.
+
+        Warns
+        -----
+        ColumnWarning
+            If columns of a table are constant.
         """
         with own_torch_state():
             self.fit_encode(X, y, sample_weight)
