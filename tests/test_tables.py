@@ -65,7 +65,7 @@ def test_the_unit_of_the_columns_does_not_matter(iris):
 def test_a_constant_column_has_no_effect_later(iris, value):
     X, y = iris
     frame = pd.DataFrame(X, columns=["a", "b", "c", "d"]).assign(blank=value, word="same")
-    with pytest.warns(ColumnWarning, match="rows of column 'blank', 'word': it has no") as caught:
+    with pytest.warns(ColumnWarning, match="column 'blank', 'word': constant") as caught:
         clf = calibrated(frame, y)
     assert len(caught) == 1
     expected, scores = clf.predict_proba(frame), clf.score_samples(frame)
@@ -286,3 +286,14 @@ def test_polars_frames_are_calibrated(mixed):
     np.testing.assert_array_equal(
         found, calibrated(numbers, y, small(max_epochs=1)).predict_proba(numbers)
     )
+
+
+@pytest.mark.parametrize("missing", [None, np.nan])
+def test_missing_numbers_in_an_array_of_objects_are_those_of_a_frame(iris, missing):
+    X, y = iris
+    array = X.astype(object)
+    array[::7, 1] = missing
+    frame = pd.DataFrame(X).mask(pd.isna(pd.DataFrame(array)))
+    clf = small(max_epochs=2)
+    expected = clf.fit(frame, y).predict_proba(frame)
+    np.testing.assert_array_equal(clf.fit(array, y).predict_proba(array), expected)

@@ -141,7 +141,9 @@ class Images:
         shape: tuple[int, ...] | None = None,
     ) -> None:
         self.items, self.transform, self.n_channels = items, transform, n_channels
-        self.shape = tuple(self._pixels(0).shape) if shape is None and len(items) else shape
+        self.shape = shape
+        if shape is None and len(items):
+            self.shape = tuple(self._pixels(0).shape)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -166,7 +168,7 @@ class Images:
         except Exception as error:
             what = f"The preprocessor cannot read the first of them: {error!r}."
             raise UnreadableError(row, what) from error
-        if getattr(self, "shape", None) not in (None, tuple(pixels.shape)):
+        if self.shape not in (None, tuple(pixels.shape)):
             raise UnreadableError(
                 row,
                 f"The preprocessor makes pixels of shape {tuple(pixels.shape)} of the first of "

@@ -1,6 +1,7 @@
 """Datasets of torch and of Hugging Face as rows, read one by one when they are needed."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,8 @@ def rows_and_labels(X: Any, y: Any = None) -> tuple[Any, Any]:
 class DatasetRows(Sequence):
     """The samples of a data set, without their labels.
 
-    A torch data set gives ``(x, y)``, ``x`` or a dict for each sample. Of a dict, and of a Hugging
-    Face data set, all but the columns `LABELS` are inputs.
+    A torch data set gives ``(x, y)``, ``(x,)``, ``x`` or a dict for each sample; two str are a pair
+    of texts. Of a dict, and of a Hugging Face data set, all but the columns `LABELS` are inputs.
 
     Parameters
     ----------
@@ -63,7 +64,7 @@ class DatasetRows(Sequence):
             return DatasetRows(self.dataset, self._rows[i])
         item = self._item(i)
         if self._columns is None:
-            return item[0] if _is_labelled(item) else item
+            return _sample(item)
         if isinstance(self._columns, str):
             return item[self._columns]
         values = {name: item[name] for name in self._columns}
@@ -105,7 +106,25 @@ class DatasetRows(Sequence):
 
 
 def _is_labelled(item: Any) -> bool:
-    return isinstance(item, (tuple, list)) and len(item) == 2
+    """Tell (x, y) from a pair of texts and from a row of two numbers."""
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        return False
+    first, second = item
+    if isinstance(first, str):
+        return not isinstance(second, str)
+    return not isinstance(first, (Number, np.generic)) and getattr(first, "ndim", 1) > 0
+
+
+def _sample(item: Any) -> Any:
+    """Return x of an item (x, y) or (x,)."""
+    if isinstance(item, tuple) and len(item) == 1:  # of a TensorDataset without labels
+        return item[0]
+    if isinstance(item, tuple) and len(item) > 2 and hasattr(item[0], "shape"):
+        raise TypeError(
+            f"The items of the data set are tuples of {len(item)}, but (x, y), (x,) or x is read. "
+            "Give a data set without the further values."
+        )
+    return item[0] if _is_labelled(item) else item
 
 
 def _columns_of(dataset: Any) -> str | list[str] | None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from sklearn_diffuq._inputs.columns import Ragged
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+from sklearn_diffuq._inputs.table_columns import column_values, is_two_dimensional
 from sklearn_diffuq._inputs.token_rows import check_ids
 
 _OTHER_TOKENIZER = " Give the tokenizer that the model was trained with."
@@ -72,14 +73,13 @@ def _texts(X: Any) -> list[list[str]]:
     """Return the texts, and in a second list what they are paired with, if anything."""
     if isinstance(X, str):
         raise TypeError("Got one str where a collection of texts is expected. Use `[text]`.")
-    if getattr(X, "ndim", 1) == 2:
+    if is_two_dimensional(X):
         if X.shape[1] not in (1, 2):
             raise ValueError(
                 f"Text has to be one column, or two of pairs, but X has {X.shape[1]}. Select the "
                 "columns, for example with `X[['text']]`."
             )
-        columns = [X.iloc[:, j] if hasattr(X, "iloc") else X[:, j] for j in range(X.shape[1])]
-        return [_text_list(column) for column in columns]
+        return [_text_list(column) for column in column_values(X)]
     rows = X.tolist() if hasattr(X, "tolist") else list(X)
     if rows and isinstance(rows[0], (tuple, list)):
         for row, pair in enumerate(rows):

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sklearn_diffuq._inputs.not_finite import UnreadableError
+from sklearn_diffuq._inputs.table_columns import column_values, is_two_dimensional
 
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of PIL, by the number of channels
 
@@ -24,9 +25,9 @@ def file_names(X: Any) -> list[str]:
     UnreadableError
         If one of them is no file; it names the row.
     """
-    if getattr(X, "ndim", 1) == 2:
-        X = X.iloc[:, 0] if hasattr(X, "iloc") else X[:, 0]
-    items: Iterable[Any] = [X] if isinstance(X, str) else X
+    if isinstance(X, str):
+        raise TypeError(f"Got one name of a file, {X!r}, where several are expected. Use `[name]`.")
+    items: Iterable[Any] = column_values(X)[0] if is_two_dimensional(X) else X
     names = [os.fspath(item) if is_file_name(item) else repr(item) for item in items]
     missing = np.array([row for row, name in enumerate(names) if not os.path.isfile(name)], int)
     if len(missing):

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from sklearn_diffuq._inputs.rows import refuse_sparse
+from sklearn_diffuq._inputs.table_columns import column_values, is_missing, is_two_dimensional
 
 
 def input_kind(X: Any) -> str:
@@ -22,8 +23,12 @@ def input_kind(X: Any) -> str:
         return "images" if X.ndim > 2 else "table"
     if isinstance(X, str):
         return "text"
-    if getattr(X, "ndim", 0) == 2:  # a data frame or an array
-        columns = [X.iloc[:, j] if hasattr(X, "iloc") else X[:, j] for j in range(X.shape[1])]
+    if isinstance(X, os.PathLike):
+        raise TypeError(
+            f"Got one path, {X}, where a collection of files is expected. Use `[path]`."
+        )
+    if is_two_dimensional(X):
+        columns = column_values(X)
         kinds = {_column_kind(column) for column in columns[:3]}
         return kinds.pop() if len(kinds) == 1 and len(columns) <= 2 else "table"
     if hasattr(X, "ndim") and X.ndim > 2:
@@ -46,7 +51,7 @@ def _column_kind(values: Any) -> str:
     kind = getattr(dtype, "kind", "O")
     if kind != "O":
         return "text" if kind in "UT" or "str" in str(dtype) else "table"
-    first = next((value for value in values if value is not None), None)
+    first = next((value for value in values if not is_missing(value)), None)
     if isinstance(first, str):
         return "text"
     return "files" if isinstance(first, os.PathLike) else "table"

@@ -1,6 +1,6 @@
 """The columns of a table, whatever holds it, as numbers or as categories."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
@@ -35,7 +35,7 @@ class TableColumn:
         if self.values.dtype.kind in "mMc":
             raise self._error(f"has dtype {self.values.dtype}", _DAYS)
         known = [value for value in self.values if not is_missing(value)]
-        kinds = sorted({_kind(value) for value in known})
+        kinds = sorted({_kind(one) for one in {type(value): value for value in known}.values()})
         if len(kinds) > 1:
             raise self._error(
                 f"holds values of the types {' and '.join(kinds)}", "all to numbers, or all to str"
@@ -106,23 +106,37 @@ def is_pandas(X: Any) -> bool:
     return hasattr(X, "iloc") and getattr(X, "ndim", 0) == 2
 
 
+def is_two_dimensional(X: Any) -> bool:
+    """Tell whether `X` has columns: a data frame or a two-dimensional array."""
+    return is_frame(X) or getattr(X, "ndim", 0) == 2
+
+
+def column_values(X: Any) -> list[Any]:
+    """Return each column of a data frame or of a two-dimensional array, as it is."""
+    if is_pandas(X):
+        return [X.iloc[:, j] for j in range(X.shape[1])]
+    if is_frame(X):
+        return [X.get_column(name) for name in X.columns]
+    return [X[:, j] for j in range(X.shape[1])]
+
+
 def is_object_array(X: Any) -> bool:
     """Tell whether `X` is a two-dimensional array of objects or text."""
     return isinstance(X, np.ndarray) and X.ndim == 2 and X.dtype.kind in "OU"
 
 
-def has_text(X: np.ndarray) -> bool:
-    """Tell whether some values of an array are text that is not a number."""
-    return any(isinstance(value, str) and not _is_number(value) for value in X.flat)
+def is_mixed(X: np.ndarray) -> bool:
+    """Tell whether some values of an array are missing, or text that is not a number."""
+    return any(
+        is_missing(value) or (isinstance(value, str) and not _is_number(value)) for value in X.flat
+    )
 
 
 def columns_of(X: Any) -> list[TableColumn]:
     """Return the columns of a data frame or of an array of objects."""
-    if is_pandas(X):
-        return [_of_pandas(X.columns[j], X.iloc[:, j]) for j in range(X.shape[1])]
-    if is_frame(X):
-        return [_of_series(name, X.get_column(name)) for name in X.columns]
-    return [TableColumn(j, X[:, j]) for j in range(X.shape[1])]
+    make = _of_pandas if is_pandas(X) else _of_series if is_frame(X) else TableColumn
+    names = X.columns if is_frame(X) else range(X.shape[1])
+    return [make(name, values) for name, values in zip(names, column_values(X), strict=True)]
 
 
 def _of_pandas(name: Hashable, series: Any) -> TableColumn:
@@ -133,7 +147,7 @@ def _of_pandas(name: Hashable, series: Any) -> TableColumn:
     return TableColumn(name, values, is_declared)
 
 
-def _of_series(name: str, series: Any) -> TableColumn:
+def _of_series(name: Hashable, series: Any) -> TableColumn:
     return TableColumn(
         name, series.to_numpy(), type(series.dtype).__name__ in ("Categorical", "Enum")
     )
@@ -148,12 +162,11 @@ def is_missing(value: Any) -> bool:
 
 def _kind(value: Any) -> str:
     """Return the name of the type of a value, that of a NumPy scalar as Python's."""
-    names: list[tuple[str, Callable[[Any], bool]]] = [
-        ("str", lambda v: isinstance(v, str)),
-        ("bool", lambda v: isinstance(v, (bool, np.bool_))),
-        ("number", lambda v: isinstance(v, (Real, Decimal))),
-    ]
-    return next((name for name, fits in names if fits(value)), type(value).__name__)
+    if isinstance(value, str):
+        return "str"
+    if isinstance(value, (bool, np.bool_)):
+        return "bool"
+    return "number" if isinstance(value, (Real, Decimal)) else type(value).__name__
 
 
 def _is_number(text: str) -> bool:

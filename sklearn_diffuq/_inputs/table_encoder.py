@@ -17,13 +17,15 @@ from sklearn_diffuq._inputs.step_map import StepMap
 from sklearn_diffuq._inputs.table_columns import (
     TableColumn,
     columns_of,
-    has_text,
     is_frame,
+    is_mixed,
     is_object_array,
 )
 from sklearn_diffuq._state import State
 from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq.exceptions import ColumnWarning
+
+MIN_WARNED_ROWS = 10  # fewer may all have a rare category, or lack a value
 
 
 def encode_table(
@@ -105,9 +107,9 @@ class TableEncoder:
         ]
         if constant:
             warn_user(
-                f"No two values differ in the training rows of {_listed(constant)}: it has no "
-                "effect on predictions, whatever its values are later. Leave it out, or give rows "
-                "in which it varies.",
+                f"No two values differ in the training rows of {_listed(constant)}: constant "
+                "columns have no effect on predictions, whatever their values are later. Leave "
+                "them out, or give rows in which they vary.",
                 ColumnWarning,
             )
         return self._encode(numbers, self._codes.transform(categorical, len(rows)))
@@ -118,23 +120,45 @@ class TableEncoder:
         Warns
         -----
         ColumnWarning
-            If no value of a categorical column is known.
+            If at least `MIN_WARNED_ROWS` rows have no value in a column, or none that is known.
         """
         columns = self._read(owner, X, reset=False)
         numeric, categorical = self._split(columns)
         numbers = _numbers(numeric, len(columns[0].values), self._numbers.constant)
         codes = self._codes.transform(categorical, len(numbers))
-        unknown = _chosen(categorical, (codes == 0).all(0))
+        if len(numbers) >= MIN_WARNED_ROWS:
+            self._warn_of_columns(numeric, np.isnan(numbers).all(0), categorical, codes)
+        return self._encode(numbers, codes)
+
+    def _warn_of_columns(
+        self,
+        numeric: list[TableColumn],
+        is_empty: np.ndarray,
+        categorical: list[TableColumn],
+        codes: np.ndarray,
+    ) -> None:
+        absent = np.array([column.missing().all() for column in categorical], dtype=bool)
+        unseen = (codes == 0).all(0)
+        empty = [
+            *_chosen(numeric, is_empty & ~self._numbers.constant),
+            *_chosen(categorical, unseen & absent),
+        ]
+        unknown = _chosen(categorical, unseen & ~absent)
+        if empty:
+            warn_user(
+                f"There is no value in {_listed(empty)}; what is missing tells nothing, and "
+                "probabilities rest on the other columns. Fill it, or leave it out in fit as well.",
+                ColumnWarning,
+            )
         if unknown:
             known = self._codes.known[categorical.index(unknown[0])][0]
-            given = unknown[0].categories()[0]
+            given = next(value for value in unknown[0].categories() if value is not None)
             warn_user(
                 f"No value of {_listed(unknown)} was seen in fit; all count as unknown. Column "
                 f"{unknown[0].name!r} has values such as {given!r} where fit had {known!r}. Give "
                 "the types and the spelling of fit.",
                 ColumnWarning,
             )
-        return self._encode(numbers, codes)
 
     def to_state(self) -> State:
         """Return the fitted encoder as a `State`.
@@ -170,8 +194,8 @@ class TableEncoder:
 
     def _read(self, owner: BaseEstimator, X: Any, reset: bool) -> list[TableColumn]:
         """Return the columns of `X`, and check their number and names."""
-        is_mixed = is_object_array(X) and (has_text(X) or (not reset and bool(self.cardinalities)))
-        if is_frame(X) or is_mixed:
+        has_codes = not reset and bool(self.cardinalities)
+        if is_frame(X) or (is_object_array(X) and (has_codes or is_mixed(X))):
             validate_data(owner, X, reset=reset, skip_check_array=True)
             if 0 in X.shape:
                 raise ValueError(

@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 
 from sklearn_diffuq._backbones.fingerprint import model_in_words
 from sklearn_diffuq._backbones.loading import is_pipeline
 from sklearn_diffuq._state import State
+from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq._wrapped.backbone_classifier import BackboneClassifier
 from sklearn_diffuq._wrapped.ft_transformer_classifier import FTTransformerClassifier
 from sklearn_diffuq._wrapped.open_fitted import AfterSteps, open_fitted
 from sklearn_diffuq._wrapped.transformer_classifier import TransformerClassifier
-from sklearn_diffuq.exceptions import BackboneError
+from sklearn_diffuq.exceptions import BackboneError, CalibrationWarning
 
 
 def wrapped_state(wrapped: BackboneClassifier) -> State:
@@ -37,7 +39,8 @@ def wrapped_state(wrapped: BackboneClassifier) -> State:
     encoder = wrapped._encoder
     if isinstance(encoder, AfterSteps):
         state: State = encoder.without_steps(wrapped).to_state()
-        return State(state.config | {"params": None}, state.tensors)
+        own = {"params": None, "steps": encoder.described()}
+        return State(state.config | own, state.tensors)
     state = wrapped.to_state()
     if type(wrapped) in (FTTransformerClassifier, TransformerClassifier):
         return state
@@ -68,6 +71,7 @@ def load_wrapped(state: State, classes: np.ndarray, estimator: Any) -> BackboneC
         estimator = open_fitted(estimator)
     if hasattr(estimator, "backbone_"):
         _check_classes(estimator, classes)
+        _check_steps(estimator, state.config.get("steps", []))
         return estimator.with_saved_backbone(state)
     if state.config["params"] is None:
         raise ValueError(
@@ -139,6 +143,25 @@ def _check_classes(estimator: BackboneClassifier, classes: np.ndarray) -> None:
         )
 
 
+def _check_steps(estimator: BackboneClassifier, saved: list[list[str]]) -> None:
+    encoder = estimator._encoder
+    given = encoder.described() if isinstance(encoder, AfterSteps) else []
+    if [name for name, _ in given] != [name for name, _ in saved]:
+        raise ValueError(
+            "The wrapped classifier was saved after the fitted steps "
+            f"{[name for name, _ in saved]}; got the steps {[name for name, _ in given]}. Give "
+            "estimator=FrozenEstimator(the fitted pipeline)."
+        )
+    changed = [name for (name, new), (_, old) in zip(given, saved, strict=True) if new != old]
+    if changed:
+        warn_user(
+            f"The steps {changed} of the pipeline are not those of the saved classifier, or come "
+            "from another version of their package. If they were fitted again, probabilities are "
+            "wrong: give the pipeline of `fit`.",
+            CalibrationWarning,
+        )
+
+
 def _saved_model(state: State) -> str:
     return model_in_words(state.config["backbone"]["model"])
 
@@ -146,5 +169,7 @@ def _saved_model(state: State) -> str:
 def _in_words(estimator: object) -> str:
     if estimator is None or isinstance(estimator, str):
         return repr(estimator)
+    if isinstance(estimator, Pipeline):
+        return "a bare Pipeline: FrozenEstimator(pipeline) is expected, with the fitted one"
     fitted = "" if isinstance(estimator, torch.nn.Module) else ", not fitted"
     return f"{type(estimator).__name__}{fitted}"

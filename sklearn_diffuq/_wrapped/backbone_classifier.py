@@ -82,6 +82,11 @@ class BackboneClassifier(ModuleParameters, ClassifierMixin, BaseEstimator):
         of_class = compute_class_weight(
             self.class_weight, classes=classes, y=classes[y.numpy()], sample_weight=weight.numpy()
         )
+        if not (np.isfinite(of_class).all() and (of_class >= 0).all()):
+            raise ValueError(
+                "class_weight must be finite and not negative, got "
+                f"{dict(zip(classes.tolist(), of_class.tolist()))}."
+            )
         return replace(training, weight=weight * torch.from_numpy(of_class)[y])
 
     def encode(self, X):

@@ -2,7 +2,7 @@
 
 import copy
 
-import numpy as np
+import joblib
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.model_selection import FixedThresholdClassifier, TunedThresholdClassifierCV
@@ -23,13 +23,18 @@ class AfterSteps:
     """
 
     def __init__(self, steps, classifier):
-        self.steps, self.classifier = steps, classifier
+        # the owner may fit the pipeline again, which changes its steps in place
+        self.steps, self.classifier = copy.deepcopy(steps), classifier
 
     def transform(self, owner, X):
         """Return the samples as `EncodedInputs`."""
         for step in self.steps:
             X = step.transform(X)
         return self.classifier.encode(X)
+
+    def described(self):
+        """Return the class of each step and a hash of what it has fitted."""
+        return [[type(step).__name__, joblib.hash(vars(step))] for step in self.steps]
 
     def without_steps(self, owner):
         """Return a copy of the classifier that this encodes for, with the encoder of its own."""
@@ -92,5 +97,5 @@ def _after(steps, inner, estimator):
         vars(classifier).pop(name, None)
         value = getattr(estimator, name, None)
         if value is not None:
-            setattr(classifier, name, np.copy(value)[()])
+            setattr(classifier, name, copy.copy(value))
     return classifier

@@ -98,3 +98,11 @@ def test_a_refitted_readout_has_the_class_weights_of_the_wrapped_model():
         clf = DiffusionCalibratedClassifier(wrapped, random_state=0, **options).fit(X, y)
         found.append(clf.wrapped_.predict_proba(X)[:, 1].mean())
     assert found[1] > found[0] + 0.1
+
+
+@pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf])
+def test_weights_that_are_none_are_refused(weight):
+    X = np.random.default_rng(0).normal(size=(40, 2))
+    clf = FTTransformerClassifier(class_weight={0: weight, 1: 1.0}, max_epochs=1, device="cpu")
+    with pytest.raises(ValueError, match="class_weight must be finite and not negative"):
+        clf.fit(X, np.arange(40) % 2)

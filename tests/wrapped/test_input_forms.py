@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 import torch
 import transformers
@@ -41,6 +42,8 @@ def blockwise(estimator, **kwargs):
         lambda texts: np.array(texts, dtype=object)[:, None],
         lambda texts: np.array(texts)[:, None],
         lambda texts: pd.DataFrame({"text": texts}),
+        lambda texts: pl.DataFrame({"text": texts}),
+        lambda texts: pl.Series(texts),
         lambda texts: tuple(texts),
     ],
 )
@@ -63,6 +66,7 @@ def test_text_from_a_column_transformer():
         lambda pairs: [list(pair) for pair in pairs],
         lambda pairs: np.array(pairs, dtype=object),
         lambda pairs: pd.DataFrame(pairs, columns=["a", "b"]),
+        lambda pairs: pl.DataFrame(pairs, schema=["a", "b"], orient="row"),
     ],
 )
 def test_pairs_of_text_are_read_as_the_tokenizer_pairs_them(form):
@@ -96,6 +100,21 @@ def test_no_sample_at_all(empty):
             fitted.predict(empty)
     with pytest.raises(ValueError, match=r"^Found array with 0 sample\(s\)"):
         blockwise(make_bert(), preprocessor=make_tokenizer()).fit(empty, [])
+
+
+@pytest.mark.parametrize("missing", [None, np.nan])
+def test_a_first_text_that_is_missing_is_named(missing):
+    clf = text_classifier().fit(TEXTS, Y)
+    with pytest.raises(TypeError, match="row 0 is (None|nan) .*Fill missing texts"):
+        clf.predict(pd.Series([missing, *TEXTS[1:]], dtype=object))
+
+
+def test_one_path_is_no_collection(tmp_path):
+    clf = TransformerClassifier(make_vit(), preprocessor=as_pixels, device="cpu")
+    clf.fit(*make_images())
+    for one in (tmp_path / "a.png", str(tmp_path / "a.png")):
+        with pytest.raises(TypeError, match=r"Got one .*Use `\["):
+            clf.predict(one)
 
 
 # -- images ---------------------------------------------------------------------------------------
@@ -303,6 +322,8 @@ def test_data_sets_of_text_without_labels_and_of_pairs():
     expected = calibrated(PAIRS, Y).predict_proba(PAIRS)
     for dataset in (Items(PAIRS, Y), FakeHub(sentence1=TEXTS, sentence2=WORD, label=Y)):
         np.testing.assert_array_equal(calibrated(dataset).predict_proba(dataset), expected)
+    bare = Items(PAIRS)  # two texts are a pair, not a text and its label
+    np.testing.assert_array_equal(calibrated(bare, Y).predict_proba(bare), expected)
 
 
 def test_data_sets_of_images_and_tables():
@@ -323,6 +344,13 @@ def test_data_sets_of_images_and_tables():
     dataset = TensorDataset(torch.as_tensor(rows), torch.as_tensor(labels))
     expected = table.fit(rows, labels).predict_proba(rows)
     np.testing.assert_array_equal(table.fit(dataset).predict_proba(dataset), expected)
+    for bare in (TensorDataset(torch.as_tensor(rows)), Items(rows)):
+        np.testing.assert_array_equal(table.predict_proba(bare), expected)
+    table.fit(rows[:, :2], labels)
+    two = Items([tuple(row) for row in rows[:, :2].tolist()])  # two numbers are a row
+    np.testing.assert_array_equal(table.predict_proba(two), table.predict_proba(rows[:, :2]))
+    with pytest.raises(TypeError, match="tuples of 3"):
+        table.predict(Items(rows, labels, labels))
 
 
 def test_data_sets_that_cannot_be_read():

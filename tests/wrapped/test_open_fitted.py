@@ -1,5 +1,8 @@
 """A fitted scikit-learn estimator around a transformer classifier, frozen, as what is wrapped."""
 
+import warnings
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +17,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from tiny_models import make_bert, make_texts, make_tokenizer
 
 from sklearn_diffuq import (
@@ -22,6 +25,7 @@ from sklearn_diffuq import (
     FTTransformerClassifier,
     TransformerClassifier,
 )
+from sklearn_diffuq.exceptions import CalibrationWarning
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn_diffuq.exceptions.CalibrationWarning")
 
@@ -133,3 +137,32 @@ def test_the_pipeline_is_not_changed(table):
     np.testing.assert_array_equal(pipeline.predict_proba(X), expected)
     after = pipeline[-1].module_.state_dict()
     assert all(torch.equal(before[name], value) for name, value in after.items())
+
+
+def test_what_happens_to_the_pipeline_later_has_no_effect(table):
+    X, y = table
+    pipeline = make_pipeline(StandardScaler(), small()).fit(X, y)
+    found = blockwise(pipeline).fit(X, y)
+    expected = found.predict_proba(X)
+    pipeline[0].mean_ += 100
+    np.testing.assert_array_equal(found.predict_proba(X), expected)
+
+
+def test_other_steps_than_those_of_the_save_are_said(table, tmp_path):
+    X, y = table
+    pipeline = make_pipeline(StandardScaler(), small()).fit(X, y)
+    found = blockwise(pipeline).fit(X, y)
+    found.save(tmp_path / "saved")
+    load = partial(DiffusionCalibratedClassifier.load, tmp_path / "saved")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = load(FrozenEstimator(pipeline))
+    np.testing.assert_array_equal(loaded.predict_proba(X), found.predict_proba(X))
+    for other in (pipeline[-1], make_pipeline(MinMaxScaler().fit(X), pipeline[-1])):
+        with pytest.raises(ValueError, match=r"saved after the fitted steps \['StandardScaler'\]"):
+            load(FrozenEstimator(other))
+    moved = make_pipeline(StandardScaler().fit(X + 100), pipeline[-1])
+    with pytest.warns(CalibrationWarning, match=r"steps \['StandardScaler'\] .* are not those"):
+        load(FrozenEstimator(moved))
+    with pytest.raises(ValueError, match=r"FrozenEstimator\(pipeline\) is expected"):
+        load(pipeline)

@@ -184,3 +184,11 @@ def test_quantised_blocks_have_no_unified_transition():
 def test_packed_weights_are_counted():
     model = make_bert()
     assert n_weights(dynamic_int8(model)) == n_weights(model) == model.num_parameters()
+
+
+def test_a_quantised_model_is_not_trained():
+    clf = TransformerClassifier(
+        dynamic_int8(make_bert()), preprocessor=make_tokenizer(), finetune=True, device="cpu"
+    )
+    with pytest.raises(BackboneError, match="is quantised and cannot be trained"):
+        clf.fit(TEXTS, Y)
