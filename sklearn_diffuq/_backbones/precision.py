@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sklearn_diffuq.exceptions import BackboneError
+
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -91,6 +93,25 @@ def is_quantised(part: nn.Module) -> bool:
     return hasattr(part, "_packed_params") or any(
         type(value) not in (Tensor, nn.Parameter) for value in own
     )
+
+
+def make_trainable(module: nn.Module) -> None:
+    """Have gradients for every floating-point parameter of a model.
+
+    Raises
+    ------
+    BackboneError
+        If layers are quantised: packed weights would stay what they are.
+    """
+    quantised = [part for part in module.modules() if is_quantised(part)]
+    if quantised:
+        raise BackboneError(
+            f"A model with quantised layers ({type(quantised[0]).__name__}) cannot be trained: "
+            "their packed weights have no gradients. Fine-tune the model before it is quantised, "
+            "or choose what trains nothing, such as finetune=False."
+        )
+    for parameter in module.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
 
 
 def unpacked(value: Tensor) -> Tensor:

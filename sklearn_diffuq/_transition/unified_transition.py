@@ -68,16 +68,13 @@ class UnifiedTransition(nn.Module):
         self._templates = [copy.deepcopy(block).to("meta").eval() for block in blocks]
         self._buffers_of = [dict(block.named_buffers()) for block in blocks]
         self.log_variance = _zeros(n, backbone.width)
-        vectors = {k: s for k, s in self.stacks.items() if not is_matrix(s.shape)}
-        self.vectors = nn.ParameterDict(
-            {key: _zeros(len(stack.steps), *stack.shape) for key, stack in vectors.items()}
-        )
-        self.shared, self.up, self.down = nn.ParameterDict(), nn.ParameterDict(), nn.ParameterDict()
+        self.vectors, self.shared = nn.ParameterDict(), nn.ParameterDict()
+        self.up, self.down = nn.ParameterDict(), nn.ParameterDict()
         for key, stack in self.stacks.items():
             n_rows = len(stack.steps)
-            if key in vectors:
-                continue
-            if rank is None or not stack.is_shared:
+            if not is_matrix(stack.shape):
+                self.vectors[key] = _zeros(n_rows, *stack.shape)
+            elif rank is None or not stack.is_shared:
                 self.shared[key] = _zeros(n_rows, *stack.shape)
             else:
                 d_out, d_in = stack.shape

@@ -15,7 +15,7 @@ from sklearn_diffuq._backbones.calling import inner_model
 from sklearn_diffuq._backbones.freezing import lock_of
 from sklearn_diffuq._backbones.label_columns import match_columns
 from sklearn_diffuq._backbones.loading import ModelInputs, load_preprocessor, read_given
-from sklearn_diffuq._backbones.precision import is_quantised, needs_float32
+from sklearn_diffuq._backbones.precision import make_trainable, needs_float32
 from sklearn_diffuq._inputs.dataset_rows import rows_and_labels
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.not_finite import rows_blamed
@@ -31,7 +31,7 @@ from sklearn_diffuq._wrapped.backbone_classifier import (
 )
 from sklearn_diffuq._wrapped.model_encoder import ModelEncoder
 from sklearn_diffuq._wrapped.padding_side import needs_left_padding
-from sklearn_diffuq.exceptions import BackboneError, ReadoutWarning
+from sklearn_diffuq.exceptions import ReadoutWarning
 
 
 class TransformerClassifier(BackboneClassifier):
@@ -336,18 +336,11 @@ class TransformerClassifier(BackboneClassifier):
         self.refit_readout(training)
 
     def _train(self, training, seed):
-        if any(map(is_quantised, self.module_.modules())):
-            raise BackboneError(
-                f"{type(self.module_).__name__} is quantised and cannot be trained: its packed "
-                "weights have no gradients. Set finetune=False, or fine-tune the model before it "
-                "is quantised."
-            )
         training = self._class_weighted(training, self.classes_)
         trained = torch.nn.ModuleList([self.module_])
         if self.backbone_.custom_readout is not None:
             trained.append(self.backbone_.custom_readout)
-        for parameter in trained.parameters():
-            parameter.requires_grad_(parameter.is_floating_point())
+        make_trainable(trained)
         options = LoopOptions(
             max_epochs=self.max_epochs,
             lr=self.lr,

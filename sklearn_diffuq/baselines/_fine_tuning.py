@@ -3,6 +3,7 @@
 import copy
 
 from sklearn_diffuq._backbones.freezing import lock_of
+from sklearn_diffuq._backbones.precision import make_trainable
 from sklearn_diffuq._training.classification import fit_classifier
 from sklearn_diffuq.baselines._backbone_modules import modules_of
 from sklearn_diffuq.baselines._base import loop_options
@@ -14,8 +15,7 @@ def trainable_copy(backbone):
     """Return a copy of a backbone in which every parameter is trained."""
     with lock_of(backbone.module):  # another thread may just have it in pieces
         backbone = copy.deepcopy(backbone)
-    for parameter in modules_of(backbone).parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
+    make_trainable(modules_of(backbone))
     return backbone
 
 

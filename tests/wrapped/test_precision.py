@@ -12,6 +12,7 @@ from tiny_models import make_bert, make_images, make_texts, make_tokenizer, make
 from sklearn_diffuq import DiffusionCalibratedClassifier, TransformerClassifier
 from sklearn_diffuq._backbones.ft_transformer import FTTransformer
 from sklearn_diffuq._backbones.precision import n_weights
+from sklearn_diffuq.baselines import LabelSmoothingClassifier
 from sklearn_diffuq.exceptions import BackboneError, CalibrationWarning
 
 TEXTS, Y = make_texts(180, longest=12)
@@ -186,9 +187,9 @@ def test_packed_weights_are_counted():
     assert n_weights(dynamic_int8(model)) == n_weights(model) == model.num_parameters()
 
 
-def test_a_quantised_model_is_not_trained():
-    clf = TransformerClassifier(
-        dynamic_int8(make_bert()), preprocessor=make_tokenizer(), finetune=True, device="cpu"
-    )
-    with pytest.raises(BackboneError, match="is quantised and cannot be trained"):
+@pytest.mark.parametrize("kind", [TransformerClassifier, LabelSmoothingClassifier])
+def test_a_quantised_model_is_not_trained(kind):
+    options = {"finetune": True} if kind is TransformerClassifier else {}
+    clf = kind(dynamic_int8(make_bert()), preprocessor=make_tokenizer(), device="cpu", **options)
+    with pytest.raises(BackboneError, match="quantised layers .* cannot be trained"):
         clf.fit(TEXTS, Y)
