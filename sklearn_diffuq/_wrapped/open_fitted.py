@@ -1,6 +1,7 @@
 """The transformer classifier inside of a fitted scikit-learn estimator."""
 
 import copy
+import pickle
 
 import joblib
 from sklearn.calibration import CalibratedClassifierCV
@@ -33,8 +34,8 @@ class AfterSteps:
         return self.classifier.encode(X)
 
     def described(self):
-        """Return the class of each step and a hash of what it has fitted."""
-        return [[type(step).__name__, joblib.hash(vars(step))] for step in self.steps]
+        """Return the class of each step, and a hash of what it has fitted or None."""
+        return [[type(step).__name__, _hash(step)] for step in self.steps]
 
     def without_steps(self, owner):
         """Return a copy of the classifier that this encodes for, with the encoder of its own."""
@@ -71,6 +72,13 @@ def open_fitted(estimator):
     if steps and hasattr(inner, "classes_"):
         return _after(steps, inner, estimator)
     return inner
+
+
+def _hash(step):
+    try:
+        return joblib.hash(vars(step))
+    except (pickle.PicklingError, TypeError, AttributeError):  # it holds a lambda, for example
+        return None
 
 
 def _inside(estimator):

@@ -17,7 +17,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler
 from tiny_models import make_bert, make_texts, make_tokenizer
 
 from sklearn_diffuq import (
@@ -166,3 +166,12 @@ def test_other_steps_than_those_of_the_save_are_said(table, tmp_path):
         load(FrozenEstimator(moved))
     with pytest.raises(ValueError, match=r"FrozenEstimator\(pipeline\) is expected"):
         load(pipeline)
+
+
+def test_a_step_that_cannot_be_pickled_is_known_by_its_class(table, tmp_path):
+    X, y = table
+    pipeline = make_pipeline(FunctionTransformer(lambda x: x / 30), small()).fit(X, y)
+    found = blockwise(pipeline).fit(X, y)
+    found.save(tmp_path / "saved")
+    loaded = DiffusionCalibratedClassifier.load(tmp_path / "saved", FrozenEstimator(pipeline))
+    np.testing.assert_array_equal(loaded.predict_proba(X), found.predict_proba(X))
