@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sklearn_diffuq._backbones.calling import call_model, eager, required_logits
-from sklearn_diffuq._backbones.context import Batch, Context, damped, mean_over_tokens, token_mask
-from sklearn_diffuq._backbones.cut import Cut, call_stubbed, record_calls
+from sklearn_diffuq._backbones.context import Batch, Context, damped, mean_over_tokens
+from sklearn_diffuq._backbones.cut import Cut, Visit, call_stubbed, walk
 from sklearn_diffuq._backbones.discovery import candidate_blocks
 from sklearn_diffuq._backbones.fingerprint import check_same_model, describe_model
 from sklearn_diffuq._backbones.freezing import frozen, lock_of
@@ -178,9 +178,20 @@ class Backbone:
         context : Context
             Has to be given to `block` and `readout` with states of this batch.
         """
-        h, calls = record_calls(self.module, self.blocks, self._probed(), batch)
-        h = widened(h)
-        return h, Context(dict(batch), token_mask(batch, h), calls, self._probed().slots)
+        cut, unchanged = self._probed(), lambda k, h, context: h
+        _, h, context = walk(self.module, self.blocks, cut, batch, unchanged)
+        return h, context
+
+    def walk(self, batch: Batch, visit: Visit) -> Tensor:
+        """Return the logits (n, n_outputs) of the model with `visit` in the place of its blocks.
+
+        ``visit(k, h, context)`` returns the state (n, t, d) after block k from that before it.
+        Unlike `embed` and then `readout`, this computes embedding and readout once.
+        """
+        output, h, context = walk(self.module, self.blocks, self._probed(), batch, visit)
+        if self.custom_readout is not None:
+            return self.readout(h, context)
+        return self.align(required_logits(self.module, output))
 
     def block(
         self, k: int, h: Tensor, context: Context, call: Callable[..., Any] | None = None
@@ -203,7 +214,7 @@ class Backbone:
         h : torch.Tensor of shape (n, t, d)
         """
         is_half = self._probed().half is not None
-        args, kwargs = context.arguments(k, self._own(h) if call is None else h)
+        args, kwargs = context.arguments(k, self._probed().own(h) if call is None else h)
         if call is not None and is_half:
             args, kwargs = widened(args), widened(kwargs)
         with lock_of(self.module), eager(self.blocks[k]):
@@ -220,18 +231,7 @@ class Backbone:
         return h
 
     def states(self, h: Tensor, context: Context) -> list[Tensor]:
-        """Return the embedding `h` and the state after each block.
-
-        Parameters
-        ----------
-        h : torch.Tensor of shape (n, t, d)
-        context : Context
-            What `embed` returned with `h`.
-
-        Returns
-        -------
-        states : list of torch.Tensor of shape (n, t, d), length ``n_blocks + 1``
-        """
+        """Return the embedding `h` (n, t, d) and the state after each block."""
         states = [h]
         for k in range(self.n_blocks):
             states.append(self.block(k, states[-1], context))
@@ -248,7 +248,7 @@ class Backbone:
         """Return the logits of `readout` before the `columns` of the classes are chosen."""
         if self.custom_readout is not None:
             return damped(self.custom_readout(self.features(h, context)), context.beyond)
-        h = self._own(h)
+        h = self._probed().own(h)
         output = call_stubbed(
             self.module, self.blocks, self._probed(), context.batch, lambda k, args, kwargs: h
         )
@@ -369,10 +369,3 @@ class Backbone:
             backbone.custom_readout = readout.to(backbone.device)
         backbone._cut = Cut(**cut | {name: tuple(cut[name]) for name in ("slots", "extras")})
         return backbone
-
-    # Inside ----------------------------------------------------------------------------------
-
-    def _own(self, h: Tensor) -> Tensor:
-        """Return a state in the precision of the model, where that is a half one."""
-        half = self._probed().half
-        return h if half is None else h.to(half)

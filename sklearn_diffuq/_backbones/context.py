@@ -1,6 +1,8 @@
 """What every block needs of a batch besides the hidden state."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -8,6 +10,33 @@ from torch import Tensor
 
 Batch: TypeAlias = dict[str, Tensor]  # the model inputs, samples on the first axis
 Call: TypeAlias = tuple[tuple, dict[str, Any]]  # the arguments of a block
+
+
+@dataclass(frozen=True)
+class RealTokens:
+    """What means over real tokens need, computed once for all states of a batch.
+
+    Attributes
+    ----------
+    mask : torch.Tensor of shape (n, t) and dtype bool
+        True for real tokens.
+    padding : torch.Tensor of shape (n, t, 1) and dtype bool
+    weights : torch.Tensor of shape (n, 1, t)
+        Of real tokens in their mean, zero for padding.
+    """
+
+    mask: Tensor
+    padding: Tensor
+    weights: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor | None) -> "RealTokens | None":
+        """Take the real tokens of a mask; None where all are."""
+        if mask is None:
+            return None
+        weights = mask.float()
+        weights = weights / weights.sum(1, keepdim=True).clamp_min(1)
+        return cls(mask, ~mask[..., None], weights[:, None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,7 +49,7 @@ class Context:
         The model inputs.
     mask : torch.Tensor of shape (n, t) and dtype bool, or None
         True for a real token, False for padding. None: every token is real.
-    calls : tuple of (tuple, dict)
+    calls : sequence of (tuple, dict)
         The arguments each block is called with, without the hidden state.
     slots : tuple of int or str
         Where the hidden state goes in each block's arguments: a position or a keyword.
@@ -28,13 +57,18 @@ class Context:
 
     batch: Batch
     mask: Tensor | None
-    calls: tuple[Call, ...]
+    calls: Sequence[Call]
     slots: tuple[int | str, ...]
 
     @property
     def beyond(self) -> Tensor | None:
         """How far outside of the training range each row is, (n,), where a table says so."""
         return self.batch.get("beyond_range")
+
+    @cached_property
+    def real(self) -> RealTokens | None:
+        """The real tokens; None where all are."""
+        return RealTokens.of(self.mask)
 
     def arguments(self, k: int, h: Tensor) -> Call:
         """Return the ``(args, kwargs)`` that call block `k` on the state `h`."""

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sklearn_diffuq._backbones.calling import call_model
-from sklearn_diffuq._backbones.context import Batch, Call
+from sklearn_diffuq._backbones.context import Batch, Call, Context, token_mask
 from sklearn_diffuq._backbones.freezing import lock_of
-from sklearn_diffuq._backbones.precision import HALF
+from sklearn_diffuq._backbones.precision import HALF, widened
 from sklearn_diffuq.exceptions import BackboneError
+
+Visit = Callable[[int, Tensor, Context], Tensor]  # (block, state before it, context) -> state after
 
 
 @dataclass
@@ -48,6 +50,10 @@ class Cut:
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype if dtype in HALF else None
 
+    def own(self, h: Tensor) -> Tensor:
+        """Return a state in the precision of the model, where that is a half one."""
+        return h if self.half is None else h.to(self.half)
+
 
 @contextmanager
 def replaced_forwards(
@@ -74,11 +80,22 @@ def call_stubbed(
     batch: Batch,
     state: Callable[[int, tuple, dict[str, Any]], Tensor],
 ) -> Any:
-    """Return the output of the model, with block k returning ``state(k, args, kwargs)``."""
+    """Return the output of the model, with block k returning ``state(k, args, kwargs)``.
+
+    Within `state` blocks are themselves.
+    """
+    inside = False
 
     def stub(k: int, original: Callable) -> Callable:
-        def forward(*args: Any, **kwargs: Any) -> Tensor | tuple:
-            h, n_extras = state(k, args, kwargs), cut.extras[k]
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            nonlocal inside
+            if inside:
+                return original(*args, **kwargs)
+            inside = True
+            try:
+                h, n_extras = state(k, args, kwargs), cut.extras[k]
+            finally:
+                inside = False
             if n_extras is None:
                 return h
             extras: list[Any] = [None] * n_extras
@@ -92,27 +109,51 @@ def call_stubbed(
         return call_model(module, batch)
 
 
-def record_calls(
-    module: nn.Module, blocks: Sequence[nn.Module], cut: Cut, batch: Batch
-) -> tuple[Tensor, tuple[Call, ...]]:
-    """Return the state that enters the first block, and the other arguments of every block."""
-    calls: list[Call] = []
-    states: list[Tensor] = []
+def walk(
+    module: nn.Module, blocks: Sequence[nn.Module], cut: Cut, batch: Batch, visit: Visit
+) -> tuple[Any, Tensor, Context]:
+    """Run the model once, with `visit` in the place of its blocks.
 
-    def record(k: int, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    Parameters
+    ----------
+    module : torch.nn.Module
+    blocks : sequence of torch.nn.Module
+    cut : Cut
+    batch : dict of str to torch.Tensor
+    visit : callable
+        ``visit(k, h, context)`` returns the state (n, t, d) after block k from that before it. The
+        context knows the arguments of the blocks up to k.
+
+    Returns
+    -------
+    output : object
+        Of the model.
+    h : torch.Tensor of shape (n, t, d)
+        The last state.
+    context : Context
+    """
+    calls: list[Call] = []
+    h: Tensor
+    context: Context
+
+    def state(k: int, args: tuple, kwargs: dict[str, Any]) -> Tensor:
+        nonlocal h, context
         slot = cut.slots[k]
         if isinstance(slot, int):
-            h, args = args[slot], args[:slot] + args[slot + 1 :]
+            own, args = args[slot], args[:slot] + args[slot + 1 :]
         else:
-            h = kwargs.pop(slot)
+            own = kwargs.pop(slot)
         calls.append((args, kwargs))
-        states.append(h)
-        return h
+        if k == 0:
+            h = widened(own)
+            context = Context(dict(batch), token_mask(batch, h), calls, cut.slots)
+        h = visit(k, h, context)
+        return cut.own(h)
 
-    call_stubbed(module, blocks, cut, batch, record)
+    output = call_stubbed(module, blocks, cut, batch, state)
     if len(calls) != len(blocks):
         raise BackboneError(
             f"{type(module).__name__} called {len(calls)} of its {len(blocks)} blocks. In training "
             "mode some models drop blocks at random: use frozen()."
         )
-    return states[0], tuple(calls)
+    return output, h, context

@@ -19,7 +19,7 @@ from sklearn_diffuq._path.distance import widening
 from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._propagation.linearised import moment_draws
 from sklearn_diffuq._propagation.path_noise import PathNoise
-from sklearn_diffuq._propagation.propagate import Look, follow_mean, propagate
+from sklearn_diffuq._propagation.propagate import ShowEmbedding, propagate
 
 Reduce = Callable[[np.ndarray], list[np.ndarray]]
 
@@ -53,7 +53,7 @@ class CalibratedPath:
         reduce: Reduce,
         *,
         variance: bool = False,
-        look: Look | None = None,
+        look: ShowEmbedding | None = None,
     ) -> list[np.ndarray]:
         """Propagate samples and reduce the probabilities of their paths (eqs. 6.1, 6.3, 6.4).
 
@@ -117,7 +117,6 @@ def familiarity(path: GaussianPath, backbone: Backbone, inputs: EncodedInputs) -
     path = path.with_scales(NoiseScales(distance=1.0)).to(backbone.device)
 
     def of_batch(batch: Batch) -> Tensor:
-        h, context = backbone.embed(batch)
-        return -follow_mean(path, h, context).distance
+        return -propagate(path, backbone, batch).distance
 
     return backbone.map_rows(of_batch, inputs)

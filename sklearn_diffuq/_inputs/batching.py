@@ -158,18 +158,19 @@ def map_rows(
     NotFiniteError
         If a value is NaN or infinite; it names the rows.
     """
-    results: tuple[Tensor, ...] = ()
+    results: tuple[np.ndarray, ...] = ()
     for rows, batch in chunks(inputs, device, n_paths):
         try:
             values = function(batch)
         except NotFiniteError as error:  # the other rows of the batch only fill it up
             raise inputs.refusal(rows[error.rows[error.rows < len(rows)]]) from None
-        parts = [part[: len(rows)].cpu() for part in values]
+        parts = [value.cpu().numpy() for value in values]
         if not results:
-            results = tuple(part.new_empty((len(inputs), *part.shape[1:])) for part in parts)
+            results = tuple(np.empty((len(inputs), *p.shape[1:]), p.dtype) for p in parts)
         for result, part in zip(results, parts, strict=True):
-            result[torch.from_numpy(rows)] = part
-    bad = [rows_not_finite(result) for result in results]
+            result[rows] = part[: len(rows)]
+    tensors = tuple(torch.from_numpy(result) for result in results)
+    bad = [rows_not_finite(result) for result in tensors]
     if any(map(len, bad)):
         raise inputs.refusal(np.unique(np.concatenate(bad)))
-    return results
+    return tensors

@@ -82,8 +82,9 @@ def rows_blamed(check: Callable[[], object], n_rows: int) -> Iterator[None]:
 
 def rows_not_finite(values: Tensor) -> np.ndarray:
     """Return the positions on the first axis of tensors where anything is NaN or infinite."""
-    bad = ~torch.isfinite(values)
-    return np.flatnonzero(bad.flatten(1).any(1).cpu().numpy() if bad.ndim > 1 else bad.cpu())
+    array = values.detach().cpu()
+    array = array.float() if array.dtype in (torch.bfloat16, torch.float16) else array
+    return np.flatnonzero(~np.isfinite(array.numpy()).reshape(len(array), -1).all(1))
 
 
 def refuse_not_finite(values: Tensor) -> None:

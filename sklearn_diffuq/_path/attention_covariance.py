@@ -16,10 +16,15 @@ from torch import Tensor, nn
 
 from sklearn_diffuq._backbones.attention import AttentionLayers, find_attention
 from sklearn_diffuq._backbones.backbone import Backbone
-from sklearn_diffuq._backbones.context import Batch, mean_over_tokens
+from sklearn_diffuq._backbones.context import Batch, RealTokens, mean_over_tokens
 from sklearn_diffuq._backbones.precision import widened
 from sklearn_diffuq._path.covariance import StateCovariance, principal_factors
-from sklearn_diffuq._path.distance import GaussianProcessVariance, StateDistance, standardisation
+from sklearn_diffuq._path.distance import (
+    GaussianProcessVariance,
+    Look,
+    StateDistance,
+    standardisation,
+)
 from sklearn_diffuq._path.time_grid import Interval
 from sklearn_diffuq._state import State
 from sklearn_diffuq.exceptions import BackboneError
@@ -123,8 +128,8 @@ class AttentionVariance(nn.Module):
             return h
         return nn.functional.layer_norm(h, h.shape[-1:], self.norm_weight, self.norm_bias, eps)
 
-    def forward(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return rho of the states `h` (n, t, d), shape (n,), float64."""
+    def look(self, h: Tensor, real: RealTokens | None) -> Look:
+        """Return rho of the states `h` (n, t, d), shape (n,), float64: no state is kept."""
         q = nn.functional.linear(self.normalised(h), self.query_weight, self.query_bias)
         n, t = h.shape[:2]
         heads = cast(Sequence[GaussianProcessVariance], self.heads)
@@ -132,7 +137,12 @@ class AttentionVariance(nn.Module):
         rho = torch.stack(
             [p.rho(q[:, :, i].flatten(0, 1)).reshape(n, t) for i, p in enumerate(heads)]
         )
-        return mean_over_tokens(rho.mean(0), mask)
+        return (mean_over_tokens(rho.mean(0), None if real is None else real.mask),)
+
+    @staticmethod
+    def variances(processes: Sequence["AttentionVariance"], looks: Sequence[Look]) -> Tensor:
+        """Return the posterior variances (n, B) that each of B processes has found."""
+        return torch.stack([rho for (rho,) in looks], 1)
 
     def to_state(self) -> State:
         """Return the query, the norm before it, and the process of each head."""
@@ -256,7 +266,7 @@ def attention_covariance(
         h, context = backbone.embed(batch)
         states = backbone.states(h, context)
         for k in starts:
-            seen[k].append(processes[k](states[k], context.mask))
+            seen[k].append(processes[k].look(states[k], context.real)[0])
     pooled, tokens = zip(*(part.covariances() for part in parts), strict=True)
     shared = torch.stack([sum(pooled[start:stop]) for start, stop in intervals])
     token = torch.stack([sum(tokens[start:stop]).diagonal() for start, stop in intervals])

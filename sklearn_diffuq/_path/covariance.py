@@ -13,10 +13,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from sklearn_diffuq._backbones.context import RealTokens
 from sklearn_diffuq._path.distance import (
     GaussianProcessVariance,
+    Look,
     StateDistance,
     StateProcess,
+    distances,
     standardisation,
 )
 from sklearn_diffuq._path.statistics import PathStatistics
@@ -105,15 +108,25 @@ class StateCovariance(nn.Module):
         """Return the channel variances of a step, (d,)."""
         return self.token_variances[self.intervals.index(interval)]
 
-    def distance(
-        self, h: Tensor, block: int, mask: Tensor | None = None, beyond: Tensor | None = None
-    ) -> Tensor:
-        """Return ``z(rho)`` (n,) of the states `h` (n, t, d) before `block`, one of `blocks`.
+    def look(self, h: Tensor, block: int, real: RealTokens | None) -> Look:
+        """Return what the distance needs of the states `h` (n, t, d) before one of `blocks`."""
+        return self._by_block()[block].process.look(h, real)
+
+    def distances_of(self, looks: Mapping[int, Look], beyond: Tensor | None = None) -> Tensor:
+        """Return ``z(rho)`` (n, len(looks)) of what was looked at before some of the blocks.
 
         `beyond` (n,) says how far outside of the training range the inputs are.
         """
-        distance: Tensor = self._by_block()[block](h, mask, beyond)
-        return distance
+        by_block = self._by_block()
+        return distances([by_block[block] for block in looks], list(looks.values()), beyond)
+
+    def distance(
+        self, h: Tensor, block: int, mask: Tensor | None = None, beyond: Tensor | None = None
+    ) -> Tensor:
+        """Return ``z(rho)`` (n,) of the states `h` (n, t, d) before `block`, one of `blocks`."""
+        return self.distances_of({block: self.look(h, block, RealTokens.of(mask))}, beyond)[
+            :, 0
+        ].to(h.dtype)
 
     def _by_block(self) -> dict[int, StateDistance]:
         distances = cast(Sequence[StateDistance], self.distances)

@@ -4,12 +4,13 @@ The distance is the standardised posterior variance of a Gaussian process: ordin
 training data, large away from it.
 """
 
-from typing import ClassVar, Protocol
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from sklearn_diffuq._backbones.context import mean_over_tokens
+from sklearn_diffuq._backbones.context import RealTokens
 from sklearn_diffuq._state import State
 
 NEIGHBOUR = 10  # the length scale is the median distance of a state to this neighbour
@@ -18,15 +19,36 @@ _RESOLUTION = 4096  # steps per unit of standardised distance
 _FAR = 8.0  # standardised distance beyond which states count as equally far
 
 
+Look: TypeAlias = tuple[Tensor, ...]  # what a process keeps of states, each (n, ...)
+
+
 def describe(h: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the features of a state on which distances are measured, (n, 3d).
 
     First token, mean and standard deviation over the real tokens, each of unit length (eq. 1.4).
     """
-    mean = mean_over_tokens(h, mask)
-    # many times faster than Tensor.std
-    std = mean_over_tokens((h - mean[:, None]).square(), mask).sqrt()
-    return torch.cat([nn.functional.normalize(x, dim=1) for x in (h[:, 0], mean, std)], 1)
+    return _described([_look_at_tokens(h, RealTokens.of(mask))])[0]
+
+
+def _look_at_tokens(h: Tensor, real: RealTokens | None) -> Look:
+    """Return first token, mean and variance over the real tokens, each of shape (n, 1, d)."""
+    if real is None:
+        mean = h.mean(1, keepdim=True)
+        variance = (h - mean).square().mean(1, keepdim=True)
+    else:
+        tokens = h.masked_fill(real.padding, 0)  # padding may hold anything, also NaN
+        weights = real.weights.to(h.dtype)
+        mean = torch.bmm(weights, tokens)
+        variance = torch.bmm(weights, (tokens - mean).square())
+    return h[:, :1], mean, variance
+
+
+def _described(looks: Sequence[Look]) -> Tensor:
+    """Return the features (B, n, 3d) of what B looks at states have seen."""
+    parts = torch.cat([part for parts in zip(*looks, strict=True) for part in parts], 1)
+    parts[:, 2 * len(looks) :].sqrt_()
+    unit = nn.functional.normalize(parts, dim=2).unflatten(1, (3, len(looks)))
+    return unit.permute(2, 0, 1, 3).flatten(2)
 
 
 def widening(exponent: float | Tensor, distance: Tensor) -> Tensor:
@@ -39,11 +61,18 @@ def widening(exponent: float | Tensor, distance: Tensor) -> Tensor:
 
 
 class StateProcess(Protocol):
-    """A module that maps states to the posterior variance of a Gaussian process."""
+    """A module that maps states to the posterior variance of a Gaussian process.
+
+    In two parts: `look` keeps of a state what the distance needs, while the path is followed;
+    `variances` judges what several processes have seen, afterwards and together.
+    """
 
     kind: ClassVar[str]
 
-    def __call__(self, h: Tensor, mask: Tensor | None = None) -> Tensor: ...
+    def look(self, h: Tensor, real: RealTokens | None) -> Look: ...
+
+    @staticmethod
+    def variances(processes: Sequence[Any], looks: Sequence[Look]) -> Tensor: ...
 
     def to_state(self) -> State: ...
 
@@ -94,13 +123,16 @@ class GaussianProcessVariance(nn.Module):
 
     def rho(self, x: Tensor) -> Tensor:
         """Return the posterior variance at points `x` (n, p), in [0, 1], float64."""
-        x = x.double()
-        k = torch.cdist(x, self.states).div_(-self.length).exp_()
-        return (1 - ((k @ self.precision) * k).sum(1)).clamp(0, 1)
+        return _posterior_variances([self], x[None])[0]
 
-    def forward(self, h: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the posterior variance (n,) of the states `h` (n, t, d)."""
-        return self.rho(describe(h, mask))
+    def look(self, h: Tensor, real: RealTokens | None) -> Look:
+        """Return first token, mean and variance over the tokens of `h`, each (n, 1, d)."""
+        return _look_at_tokens(h, real)
+
+    @staticmethod
+    def variances(processes: Sequence["GaussianProcessVariance"], looks: Sequence[Look]) -> Tensor:
+        """Return the posterior variances (n, B) of what each of B processes has looked at."""
+        return _posterior_variances(processes, _described(looks)).T
 
     def to_state(self) -> State:
         """Return states, length scale and precision."""
@@ -110,6 +142,15 @@ class GaussianProcessVariance(nn.Module):
     def from_state(cls, state: State) -> "GaussianProcessVariance":
         """Build the process that `to_state` described."""
         return cls(**state.tensors)
+
+
+def _posterior_variances(processes: Sequence[GaussianProcessVariance], x: Tensor) -> Tensor:
+    """Return the posterior variances (B, n) of B processes at the points (B, n, p) of each."""
+    at = zip(processes, x.double(), strict=True)
+    lengths = torch.stack([p.length for p in processes])[:, None, None]
+    k = torch.exp(torch.stack([torch.cdist(x, p.states) for p, x in at]) / -lengths)
+    explained = torch.stack([kernel @ p.precision for p, kernel in zip(processes, k, strict=True)])
+    return (1 - (explained * k).sum(2)).clamp(0, 1)
 
 
 class StateDistance(nn.Module):
@@ -132,20 +173,31 @@ class StateDistance(nn.Module):
         self.process = process
         self.register_buffer("ordinary", ordinary)
 
-    @torch.no_grad()  # rounding has no gradient anyway
     def forward(
         self, h: Tensor, mask: Tensor | None = None, beyond: Tensor | None = None
     ) -> Tensor:
-        """Return ``z(rho)`` of the states `h` (n, t, d), shape (n,); eq. 1.7.
+        """Return ``z(rho)`` of the states `h` (n, t, d), shape (n,); see `distances`."""
+        return distances([self], [self.process.look(h, RealTokens.of(mask))], beyond)[:, 0].to(
+            h.dtype
+        )
 
-        It grows with how far outside of the training range the inputs are, `beyond` (n,).
-        """
-        mean, std = self.ordinary
-        z = (self.process(h, mask) - mean) / std
-        if beyond is not None:
-            z = z + beyond.double()
-        # The last bits of a matrix product depend on a row's place in the batch; z must not.
-        return (torch.round(z * _RESOLUTION) / _RESOLUTION).clamp(-_FAR, _FAR).to(h.dtype)
+
+@torch.no_grad()  # rounding has no gradient anyway
+def distances(
+    parts: Sequence[StateDistance], looks: Sequence[Look], beyond: Tensor | None = None
+) -> Tensor:
+    """Return ``z(rho)`` of the states that each part has looked at, (n, len(parts)); eq. 1.7.
+
+    It grows with how far outside of the training range the inputs are, `beyond` (n,).
+    """
+    processes = [part.process for part in parts]
+    rho = processes[0].variances(processes, looks)
+    mean, std = torch.stack([part.ordinary for part in parts], 1)
+    z = (rho - mean) / std
+    if beyond is not None:
+        z = z + beyond.double()[:, None]
+    # The last bits of a matrix product depend on a row's place in the batch; z must not.
+    return (torch.round(z * _RESOLUTION) / _RESOLUTION).clamp(-_FAR, _FAR)
 
 
 def standardisation(rho: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Time runs over the blocks of the wrapped model, ``0 = l_0 < l_1 < .. < l_S = L``
 ``h_{s+1} ~ N(F_s(h_s), Sigma_s(h_s))`` (eq. 1.2 of the user guide).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sklearn_diffuq._backbones.context import Context
 from sklearn_diffuq._path.covariance import NO_NOISE, NoiseScales, StateCovariance
-from sklearn_diffuq._path.distance import widening
+from sklearn_diffuq._path.distance import Look, widening
 from sklearn_diffuq._path.gaussian import GaussianTransition
 from sklearn_diffuq._path.mean import Mean
 from sklearn_diffuq._path.time_grid import Grid, Interval, steps_of
@@ -79,12 +79,28 @@ class GaussianPath:
             return None
         return self.covariance.distance(h, block, context.mask, context.beyond)
 
+    @property
+    def observed_times(self) -> list[int]:
+        """Times whose states are looked at: where anything depends on their distance."""
+        if self.scales.distance == 0:
+            return []
+        widened = range(self.n_steps if self.scales.any_noise else 0)  # by the noise of their step
+        known = {t for t, block in enumerate(self.grid) if block in self.covariance.blocks}
+        return sorted(known & {*widened, *self.scored_times})
+
     def observe(self, h: Tensor, time: int, context: Context) -> Tensor | None:
         """Return the distance (n,) of the states at a time if anything depends on it."""
-        widens_noise = self.scales.any_noise and time < self.n_steps
-        if self.scales.distance > 0 and (widens_noise or time in self.scored_times):
-            return self.distance(h, time, context)
-        return None
+        return self.distance(h, time, context) if time in self.observed_times else None
+
+    def distances_of(self, looks: Mapping[int, Look], beyond: Tensor | None) -> list[Tensor | None]:
+        """Return the distance (n,) at each time, from looks (see `StateCovariance`) at some."""
+        if not looks:
+            return [None] * (self.n_steps + 1)
+        by_block = {self.grid[time]: look for time, look in looks.items()}
+        found = dict(
+            zip(looks, self.covariance.distances_of(by_block, beyond).unbind(1), strict=True)
+        )
+        return [found.get(time) for time in range(self.n_steps + 1)]
 
     def mean_distance(self, distances: Sequence[Tensor | None]) -> Tensor | None:
         """Return the mean over the scored times of distances, one for each time (eq. 1.9)."""
@@ -104,9 +120,14 @@ class GaussianPath:
         distance : Tensor of shape (n,) or None
             What `observe` returned for `h`.
         """
+        return self.law(step, self.mean(h, self.steps[step], context), context, distance)
+
+    def law(
+        self, step: int, mean: Tensor, context: Context, distance: Tensor | None
+    ) -> GaussianTransition:
+        """Return the law of a step with the mean (n, t, d), from states at a distance (n,)."""
         interval, scales = self.steps[step], self.scales
-        mean = self.mean(h, interval, context)
-        variance = torch.ones(len(h), device=h.device)
+        variance = torch.ones(len(mean), device=mean.device)
         if distance is not None:
             variance = widening(2 * scales.distance, distance)
         token = (scales.token**2 * variance)[:, None, None]

@@ -49,10 +49,10 @@ def draw_logits(logits: Tensor, top: Tensor, covariance: Tensor, z: Tensor) -> T
     z : Tensor of shape (K, k)
         Standard normals.
     """
-    size = 1 + covariance.detach().diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+    size = 1 + covariance.detach().diagonal(dim1=1, dim2=2).mean(1, keepdim=True)[..., None]
     jitter = 1e-9 * size * torch.eye(covariance.shape[-1]).to(covariance)
-    root = torch.linalg.cholesky(covariance + jitter)
-    noise = torch.einsum("nij,kj->kni", root, z)
+    root, _ = torch.linalg.cholesky_ex(covariance + jitter)
+    noise = (root @ z.T).permute(2, 0, 1)
     index = top.expand(len(z), -1, -1)
     return logits.expand(len(z), -1, -1).scatter_add(2, index, noise)
 

@@ -10,6 +10,7 @@ from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.context import Batch, Context
 from sklearn_diffuq._inputs.batching import map_rows
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+from sklearn_diffuq._path.distance import Look
 from sklearn_diffuq._path.gaussian import GaussianTransition, tile
 from sklearn_diffuq._path.mean import Mean
 from sklearn_diffuq._path.path import GaussianPath
@@ -53,15 +54,63 @@ class PathLogits:
     distance: Tensor
 
 
-Look = Callable[[Tensor, Context], None]
+ShowEmbedding = Callable[[Tensor, Context], None]
 Draw = Callable[[GaussianTransition, int], Tensor]  # (law, step) -> next state
 
 
-def follow_mean(path: GaussianPath, h: Tensor, context: Context) -> PathEnd:
-    """Follow the mean of the path from the embedding `h` (n, t, d); eq. 6.4."""
-    distance = path.observe(h, 0, context)
-    law = path(h, 0, context, distance)
-    return _follow(path, law, distance, context, lambda law, step: law.mean)
+class MeanWalk:
+    """Follows the mean of a path while the wrapped model calls its blocks (eq. 6.4).
+
+    Nothing on the way depends on a distance: states are looked at in passing, and judged together
+    at the end.
+
+    Parameters
+    ----------
+    path : GaussianPath
+    look : callable, default=None
+        Is shown the embedding.
+    """
+
+    context: Context
+
+    def __init__(self, path: GaussianPath, look: ShowEmbedding | None = None) -> None:
+        self.path, self.look = path, look
+        self.ends = {stop - 1: step for step, (_, stop) in enumerate(path.steps)}
+        self.times = path.observed_times
+        self.looks: dict[int, Look] = {}
+
+    def __call__(self, k: int, h: Tensor, context: Context) -> Tensor:
+        """Return the state (n, t, d) after block k: the step's where one ends, else `h`."""
+        if k == 0:
+            self.context = context
+            if self.look is not None:
+                self.look(h, context)
+            self._see(h, 0)
+        if k in self.ends:
+            step = self.ends[k]
+            h = self.path.mean(h, self.path.steps[step], context)
+            self._see(h, step + 1)
+        return h
+
+    def _see(self, h: Tensor, time: int) -> None:
+        if time in self.times:
+            block, real = self.path.grid[time], self.context.real
+            self.looks[time] = self.path.covariance.look(h, block, real)
+
+    def end(self, logits: Tensor) -> "PathLogits":
+        """Return the logits (n, n_classes) that the walk led to, with what was seen."""
+        path, n = self.path, len(logits)
+        distances = path.distances_of(self.looks, self.context.beyond)
+        variance = logits.new_zeros(n, path.n_steps)
+        if path.scales.any_noise:
+            laws = [
+                path.law(s, logits[:, None], self.context, distances[s])
+                for s in range(path.n_steps)
+            ]
+            variance = torch.stack([law.mean_variance() for law in laws], 1)
+        distance = path.mean_distance(distances)
+        distance = logits.new_zeros(n) if distance is None else distance
+        return PathLogits(logits[None], variance, distance)
 
 
 def follow_samples(
@@ -101,7 +150,7 @@ def _follow(
     distance: Tensor | None,
     context: Context,
     draw: Draw,
-    n_paths: int = 1,
+    n_paths: int,
 ) -> PathEnd:
     """Go on from the law of the first step, and the distance of the state that it starts from."""
 
@@ -128,22 +177,21 @@ def propagate(
     backbone: Backbone,
     batch: Batch,
     noise: PathNoise | None = None,
-    look: Look | None = None,
+    look: ShowEmbedding | None = None,
 ) -> PathLogits:
     """Return the logits at the end of the path for a batch of n rows.
 
     Without noise the mean is followed, and K = 1. `look` is shown the embedding.
     """
+    if noise is None:
+        walk = MeanWalk(path, look)
+        return walk.end(backbone.walk(batch, walk))
     h, context = backbone.embed(batch)
     if look is not None:
         look(h, context)
-    if noise is None:
-        end, n_paths = follow_mean(path, h, context), 1
-    else:
-        n_paths = noise.n_paths
-        _, tiled = backbone.embed(tile_batch(batch, n_paths))
-        end, context = follow_samples(path, h, context, tiled, noise), tiled
-    logits = backbone.readout(end.state, context).unflatten(0, (n_paths, len(h)))
+    _, tiled = backbone.embed(tile_batch(batch, noise.n_paths))
+    end = follow_samples(path, h, context, tiled, noise)
+    logits = backbone.readout(end.state, tiled).unflatten(0, (noise.n_paths, len(h)))
     return PathLogits(logits, end.variance, end.distance)
 
 
@@ -183,12 +231,13 @@ def propagate_all(
 @torch.no_grad()
 def mean_logits(mean: Mean, grid: Grid, backbone: Backbone, inputs: EncodedInputs) -> Tensor:
     """Return the logits (n, n_classes) of all rows at the end of a mean, on the CPU, float32."""
+    ends = {stop - 1: (start, stop) for start, stop in steps_of(grid)}
+
+    def step(k: int, h: Tensor, context: Context) -> Tensor:
+        return mean(h, ends[k], context) if k in ends else h
 
     def of_batch(batch: Batch) -> tuple[Tensor]:
-        h, context = backbone.embed(batch)
-        for interval in steps_of(grid):
-            h = mean(h, interval, context)
-        return (backbone.readout(h, context).float(),)
+        return (backbone.walk(batch, step).float(),)
 
     (logits,) = map_rows(of_batch, inputs, backbone.device)
     return logits

@@ -76,6 +76,7 @@ def check_cut(backbone, batch):
             assert not torch.equal(previous, h)
         assert torch.equal(backbone.readout(h, context), expected)
         assert torch.equal(backbone.logits(batch), expected)
+        assert torch.equal(backbone.walk(batch, backbone.block), expected)
     assert backbone.n_outputs == expected.shape[1] == 4
     assert expected.unique(dim=0).shape[0] > 1
     return context

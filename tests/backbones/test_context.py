@@ -18,7 +18,7 @@ def test_state_goes_where_the_block_takes_it(toy, toy_block, ids):
     model = ByKeyword(block=Scaled).eval()
     backbone = Backbone(model).probe(ids)
     h, context = backbone.embed(ids)
-    assert context.calls == (((), {"scale": 1.0}), ((), {"scale": 2.0}), ((3.0,), {}))
+    assert context.calls == [((), {"scale": 1.0}), ((), {"scale": 2.0}), ((3.0,), {})]
     args, kwargs = context.arguments(1, h)
     assert args == ()
     assert kwargs["state"] is h

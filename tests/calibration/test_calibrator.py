@@ -123,18 +123,23 @@ def _rows_of(batch):
 @pytest.mark.parametrize("name", ["vit", "bert"])
 def test_the_reference_runs_the_blocks_over_each_sample_once(name, n, few_noise_rows, monkeypatch):
     backbone, path, held_out, _ = _held_out(name, n)
-    embed, block = backbone.embed, backbone.block
+    embed, walk, block = backbone.embed, backbone.walk, backbone.block
     embedded, through = Counter(), [Counter() for _ in range(backbone.n_blocks)]
 
     def count_embed(batch):
         embedded.update(_rows_of(batch))
         return embed(batch)
 
+    def count_walk(batch, visit):
+        embedded.update(_rows_of(batch))
+        return walk(batch, visit)
+
     def count_block(k, h, context, call=None):
         through[k].update(_rows_of(context.batch))
         return block(k, h, context, call)
 
     monkeypatch.setattr(backbone, "embed", count_embed)
+    monkeypatch.setattr(backbone, "walk", count_walk)
     monkeypatch.setattr(backbone, "block", count_block)
     with backbone.frozen():
         Calibrator(backbone, held_out, True, 0).reference(path)

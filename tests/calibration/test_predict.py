@@ -103,8 +103,8 @@ def test_familiarity_is_minus_the_mean_distance_of_what_steps_arrive_at(texts):
 @pytest.mark.parametrize("inference", ["moments", "mean"])
 def test_probabilities_alone_cost_no_distance_of_the_embedding(texts, inference, monkeypatch):
     process, calls = texts[2].covariance.distances[0].process, []
-    judge = process.forward
-    monkeypatch.setattr(process, "forward", lambda *args: calls.append(1) or judge(*args))
+    look = process.look
+    monkeypatch.setattr(process, "look", lambda *args: calls.append(1) or look(*args))
     with_variance, _ = _predict(texts, np.arange(10), inference)
     assert calls
     calls.clear()

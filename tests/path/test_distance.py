@@ -7,6 +7,7 @@ import torch
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import Matern
 
+from sklearn_diffuq._backbones.context import RealTokens
 from sklearn_diffuq._path.distance import (
     GaussianProcessVariance,
     StateDistance,
@@ -19,6 +20,10 @@ from sklearn_diffuq._state import State
 
 def _states(n=60, p=4, seed=0):
     return torch.randn(n, p, generator=torch.Generator().manual_seed(seed))
+
+
+def _rho(process, h):
+    return process.variances([process], [process.look(h, None)])[:, 0]
 
 
 def test_posterior_variance_equals_scikit_learn():
@@ -61,7 +66,32 @@ def test_a_process_is_built_again_from_json_and_tensors():
     h = _states(20 * 6, 5).unflatten(0, (20, 6))
     wide, wide_state = GaussianProcessVariance.given(describe(h)), h + 0.1
     again = GaussianProcessVariance.from_state(wide.to_state())
-    assert torch.equal(again(wide_state), wide(wide_state))
+    assert torch.equal(_rho(again, wide_state), _rho(wide, wide_state))
+
+
+def test_processes_judge_together_as_alone():
+    h = torch.randn(3, 20, 6, 5, generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(6) < torch.randint(
+        1, 7, (20, 1), generator=torch.Generator().manual_seed(1)
+    )
+    processes = [GaussianProcessVariance.given(describe(states, mask)) for states in h]
+    looks = [p.look(x + 0.3, RealTokens.of(mask)) for p, x in zip(processes, h, strict=True)]
+    together = GaussianProcessVariance.variances(processes, looks)
+    for process, states, found in zip(processes, h, together.T, strict=True):
+        torch.testing.assert_close(found, process.rho(describe(states + 0.3, mask)))
+        x, z = describe(states + 0.3, mask).double(), process.states
+        kernel = torch.exp(-torch.cdist(z, z) / process.length) + 0.1 * torch.eye(20)
+        k = torch.exp(-torch.cdist(x, z) / process.length)
+        expected = 1 - (k * torch.linalg.solve(kernel, k.T).T).sum(1)
+        torch.testing.assert_close(found, expected.clamp(0, 1), atol=1e-8, rtol=1e-6)
+
+
+def test_description_ignores_what_padding_holds():
+    h = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True] * 4 + [False] * 2] * 3)
+    broken = h.clone()
+    broken[:, 4:] = torch.nan
+    assert torch.equal(describe(broken, mask), describe(h, mask))
 
 
 def test_description_ignores_padding():
@@ -81,7 +111,7 @@ def test_description_is_first_token_mean_and_deviation_each_of_unit_length():
 def test_distance_is_standardised_rho_on_a_grid_and_bounded():
     h = torch.randn(40, 6, 5, generator=torch.Generator().manual_seed(0))
     process = GaussianProcessVariance.given(describe(h[:20]))
-    rho = process(h)
+    rho = _rho(process, h)
     ordinary = standardisation(rho[20:])
     torch.testing.assert_close(ordinary, torch.stack([rho[20:].mean(), rho[20:].std(correction=0)]))
     found = StateDistance(process, ordinary)(h)
