@@ -8,6 +8,7 @@ from typing import Any
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._calibration.calibration import Calibration
 from sklearn_diffuq._calibration.predict import CalibratedPath
+from sklearn_diffuq._inputs.few_rows import FewRows
 from sklearn_diffuq._path.attention_covariance import AttentionVariance
 from sklearn_diffuq._path.covariance import StateCovariance
 from sklearn_diffuq._path.distance import GaussianProcessVariance, StateProcess
@@ -47,6 +48,8 @@ class FittedPath:
         Of the training rows; None if they were few, or saved by an earlier version.
     said : set of str
         Warnings that are given once per fit, and have been.
+    few : FewRows
+        What is known of chunks of few rows.
     """
 
     path: GaussianPath
@@ -56,6 +59,7 @@ class FittedPath:
     seed: int
     embedding: EmbeddingMoments | None = None
     said: set[str] = field(default_factory=set, repr=False, compare=False)
+    few: FewRows = field(default_factory=FewRows, repr=False, compare=False)
 
     def on(self, n_steps: int) -> GaussianPath:
         """Return the path on the time grid of a number of steps."""
@@ -75,6 +79,7 @@ class FittedPath:
             inference,
             n_samples,
             self.seed if seed is None else seed,
+            self.few,
         )
 
     def to_state(self) -> State:

@@ -1,7 +1,7 @@
 """A calibrated path: from encoded samples to the probabilities of its paths."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -11,8 +11,9 @@ from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.context import Batch
 from sklearn_diffuq._calibration.calibration import Calibration
 from sklearn_diffuq._calibration.temperature import path_probabilities
-from sklearn_diffuq._inputs.batching import map_rows
+from sklearn_diffuq._inputs.batching import map_chunks
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+from sklearn_diffuq._inputs.few_rows import FewRows
 from sklearn_diffuq._inputs.not_finite import refuse_not_finite
 from sklearn_diffuq._path.covariance import NoiseScales
 from sklearn_diffuq._path.distance import widening
@@ -38,6 +39,8 @@ class CalibratedPath:
         Number of paths of "sampling".
     seed : int
         Of the draws.
+    few : FewRows, default=None
+        What is known of chunks of few rows; None knows nothing.
     """
 
     path: GaussianPath
@@ -45,6 +48,7 @@ class CalibratedPath:
     inference: str
     n_samples: int
     seed: int
+    few: FewRows = field(default_factory=FewRows)
 
     def probabilities(
         self,
@@ -81,8 +85,8 @@ class CalibratedPath:
             scales = replace(scales, shared=0.0, token=0.0)
         path = self.path.with_scales(scales).to(backbone.device)
 
-        def of_batch(batch: Batch) -> tuple[Tensor, ...]:
-            end = propagate(path, backbone, batch, noise, look)
+        def of_batch(batch: Batch, n_read: int) -> tuple[tuple[Tensor, ...], Tensor]:
+            end = propagate(path, backbone, batch, noise, look, n_read)
             logits, distance = end.logits.cpu(), end.distance.cpu()
             refuse_not_finite(logits.transpose(0, 1))  # before anything is made of them
             if draws is not None and calibration.table is not None:
@@ -92,11 +96,20 @@ class CalibratedPath:
             values = reduce(proba / proba.sum(2, keepdims=True))
             if variance:
                 values.append(end.variance.cpu().numpy())
-            return tuple(torch.from_numpy(np.array(value, order="C")) for value in values)
+            # copies, since values may be parts of larger arrays
+            tensors = tuple(torch.from_numpy(np.array(value, order="C")) for value in values)
+            return tensors, end.state
+
+        key, device = (path.grid, scales, self.inference), backbone.device
+
+        def of_chunk(n_rows: int, rows: np.ndarray, length: int | None) -> tuple[Tensor, ...]:
+            if noise is not None:  # paths share the chunk of a row already
+                return of_batch(inputs.batch(rows, length, device), 0)[0]
+            return self.few.run(key, of_batch, inputs, n_rows, rows, length, device)
 
         with backbone.frozen(), torch.no_grad():
             n_paths = 1 if noise is None else self.n_samples
-            results = map_rows(of_batch, inputs, backbone.device, n_paths)
+            results = map_chunks(of_chunk, inputs, device, n_paths)
         return [result.double().numpy() for result in results]
 
     def _noise(self) -> PathNoise | None:

@@ -11,7 +11,7 @@ from sklearn_diffuq._inputs.not_finite import NotFiniteError, rows_not_finite
 
 # Rows and, for text, tokens in a chunk of inference.
 CPU_CHUNK = 64, 1024
-GPU_CHUNK = 512, 2**16
+GPU_CHUNK = 512, 2**15
 
 
 def _bucket(length: int, max_length: int | None) -> int:
@@ -100,20 +100,6 @@ def training_batches(
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
-def chunks(
-    inputs: EncodedInputs, device: str | torch.device = "cpu", n_paths: int = 1
-) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-    """Yield ``(rows, batch)``; the shape of a row's batch depends on nothing but the row.
-
-    The batch may hold more rows than `rows`: only the first ``len(rows)`` count. With more than two
-    paths per row, a chunk has fewer rows.
-    """
-    max_rows, max_tokens = CPU_CHUNK if torch.device(device).type == "cpu" else GPU_CHUNK
-    max_rows = max(1, 2 * max_rows // max(n_paths, 2))
-    for rows, padded_rows, length in inference_batches(inputs, max_rows, max_tokens):
-        yield rows, inputs.batch(padded_rows, length, device)
-
-
 def unpadded_batches(
     inputs: EncodedInputs,
     device: str | torch.device = "cpu",
@@ -136,7 +122,7 @@ def map_rows(
     device: str | torch.device = "cpu",
     n_paths: int = 1,
 ) -> tuple[Tensor, ...]:
-    """Apply a function of a batch to all rows, chunk by chunk.
+    """Apply a function of a batch to all rows, chunk by chunk; see `map_chunks`.
 
     Parameters
     ----------
@@ -147,6 +133,32 @@ def map_rows(
         Where the batches are.
     n_paths : int, default=1
         Copies of each row that the function works on at once.
+    """
+    return map_chunks(
+        lambda n_rows, rows, length: function(inputs.batch(rows, length, device)),
+        inputs,
+        device,
+        n_paths,
+    )
+
+
+def map_chunks(
+    run: Callable[[int, np.ndarray, int | None], tuple[Tensor, ...]],
+    inputs: EncodedInputs,
+    device: str | torch.device = "cpu",
+    n_paths: int = 1,
+) -> tuple[Tensor, ...]:
+    """Compute values of all rows, chunk by chunk.
+
+    Parameters
+    ----------
+    run : callable
+        ``run(n_rows, padded_rows, length)`` returns the values of the first `n_rows` of the rows of
+        a chunk, or of more; see `inference_batches`.
+    inputs : EncodedInputs of length n
+    device : str or torch.device, default="cpu"
+        Which chunks to make; with more than two paths per row, of fewer rows.
+    n_paths : int, default=1
 
     Returns
     -------
@@ -158,10 +170,12 @@ def map_rows(
     NotFiniteError
         If a value is NaN or infinite; it names the rows.
     """
+    max_rows, max_tokens = CPU_CHUNK if torch.device(device).type == "cpu" else GPU_CHUNK
+    max_rows = max(1, 2 * max_rows // max(n_paths, 2))
     results: tuple[np.ndarray, ...] = ()
-    for rows, batch in chunks(inputs, device, n_paths):
+    for rows, padded_rows, length in inference_batches(inputs, max_rows, max_tokens):
         try:
-            values = function(batch)
+            values = run(len(rows), padded_rows, length)
         except NotFiniteError as error:  # the other rows of the batch only fill it up
             raise inputs.refusal(rows[error.rows[error.rows < len(rows)]]) from None
         parts = [value.cpu().numpy() for value in values]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sklearn_diffuq._backbones.backbone import Backbone
-from sklearn_diffuq._backbones.context import Batch, Context
+from sklearn_diffuq._backbones.context import Batch, Context, token_mask
 from sklearn_diffuq._inputs.batching import map_rows
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
 from sklearn_diffuq._path.distance import Look
@@ -45,11 +45,12 @@ class PathLogits:
     Attributes
     ----------
     logits : Tensor of shape (K, n, n_classes)
-    variance, distance : Tensor
+    state, variance, distance : Tensor
         Those of `PathEnd`.
     """
 
     logits: Tensor
+    state: Tensor
     variance: Tensor
     distance: Tensor
 
@@ -72,6 +73,7 @@ class MeanWalk:
     """
 
     context: Context
+    state: Tensor
 
     def __init__(self, path: GaussianPath, look: ShowEmbedding | None = None) -> None:
         self.path, self.look = path, look
@@ -90,6 +92,7 @@ class MeanWalk:
             step = self.ends[k]
             h = self.path.mean(h, self.path.steps[step], context)
             self._see(h, step + 1)
+            self.state = h
         return h
 
     def _see(self, h: Tensor, time: int) -> None:
@@ -110,7 +113,7 @@ class MeanWalk:
             variance = torch.stack([law.mean_variance() for law in laws], 1)
         distance = path.mean_distance(distances)
         distance = logits.new_zeros(n) if distance is None else distance
-        return PathLogits(logits[None], variance, distance)
+        return PathLogits(logits[None], self.state, variance, distance)
 
 
 def follow_samples(
@@ -178,21 +181,37 @@ def propagate(
     batch: Batch,
     noise: PathNoise | None = None,
     look: ShowEmbedding | None = None,
+    n_read: int = 0,
 ) -> PathLogits:
     """Return the logits at the end of the path for a batch of n rows.
 
-    Without noise the mean is followed, and K = 1. `look` is shown the embedding.
+    Without noise the mean is followed, and K = 1. `look` is shown the embedding. If there are less
+    than `n_read` rows, the readout sees copies of the first as well: it works on one vector per
+    row, and products of few rows sum in another order than those of many.
     """
     if noise is None:
         walk = MeanWalk(path, look)
-        return walk.end(backbone.walk(batch, walk))
+        if len(next(iter(batch.values()))) >= n_read:
+            return walk.end(backbone.walk(batch, walk))
+        h, context = backbone.embed(batch)
+        for k in range(backbone.n_blocks):
+            h = walk(k, h, context)
+        return walk.end(_read_among(backbone, batch, h, n_read)[: len(h)])
     h, context = backbone.embed(batch)
     if look is not None:
         look(h, context)
     _, tiled = backbone.embed(tile_batch(batch, noise.n_paths))
     end = follow_samples(path, h, context, tiled, noise)
     logits = backbone.readout(end.state, tiled).unflatten(0, (noise.n_paths, len(h)))
-    return PathLogits(logits, end.variance, end.distance)
+    return PathLogits(logits, end.state, end.variance, end.distance)
+
+
+def _read_among(backbone: Backbone, batch: Batch, h: Tensor, n_read: int) -> Tensor:
+    """Return the logits (n_read, n_classes) of states, followed by copies of the first one."""
+    rows = torch.arange(n_read) % len(h)
+    copies = {name: value[rows.to(value.device)] for name, value in batch.items()}
+    h = h[rows.to(h.device)]
+    return backbone.readout(h, Context(copies, token_mask(copies, h), calls=(), slots=()))
 
 
 def tile_batch(batch: Batch, k: int) -> Batch:
@@ -225,7 +244,9 @@ def propagate_all(
 
     n_paths = 1 if noise is None else noise.n_paths
     logits, variance, distance = map_rows(of_batch, inputs, backbone.device, n_paths)
-    return PathLogits(logits.transpose(0, 1).contiguous(), variance, distance)
+    return PathLogits(
+        logits.transpose(0, 1).contiguous(), variance.new_empty(0), variance, distance
+    )
 
 
 @torch.no_grad()

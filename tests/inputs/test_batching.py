@@ -4,7 +4,6 @@ import torch
 
 from sklearn_diffuq._inputs.batching import (
     _bucket,
-    chunks,
     inference_batches,
     map_rows,
     training_batches,
@@ -134,9 +133,12 @@ def test_map_rows_gives_a_row_the_same_batch_shape_in_any_company(texts, n_paths
 
 def test_more_paths_make_smaller_chunks():
     inputs = encode_table(np.zeros((200, 1)))
-    sizes = [
-        max(len(batch["x_num"]) for _, batch in chunks(inputs, n_paths=n)) for n in (1, 2, 4, 999)
-    ]
+    sizes = []
+    for n in (1, 2, 4, 999):
+        (size,) = map_rows(
+            lambda batch: (torch.full((200,), len(batch["x_num"])),), inputs, n_paths=n
+        )
+        sizes.append(int(size[0]))
     assert sizes == [64, 64, 32, 1]
 
 
