@@ -7,8 +7,8 @@ positions, final norms, poolers and heads need no code per architecture, and `Ba
 on one batch that the cut repeats the model bit for bit.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -156,10 +156,12 @@ class Backbone:
 
     # The cut ---------------------------------------------------------------------------------
 
-    def frozen(self) -> AbstractContextManager[None]:
-        """Return a context that holds the model in eval mode, without gradients; see `frozen`."""
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Hold the model in eval mode, without gradients; see `frozen`."""
         roots = [root for root in (self.module, self.custom_readout) if root is not None]
-        return frozen(self.module, roots)
+        with frozen(self.module, roots), eager(self.module):
+            yield
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits (n, n_outputs) of the whole model for a batch of model inputs."""
@@ -217,7 +219,7 @@ class Backbone:
         args, kwargs = context.arguments(k, self._probed().own(h) if call is None else h)
         if call is not None and is_half:
             args, kwargs = widened(args), widened(kwargs)
-        with lock_of(self.module), eager(self.blocks[k]):
+        with lock_of(self.module), eager(self.module):
             output = (self.blocks[k] if call is None else call)(*args, **kwargs)
         output = output[0] if isinstance(output, (tuple, list)) else output
         return widened(output) if is_half else output

@@ -1,8 +1,9 @@
 """How a model is called, also inside of a wrapper, and where its logits are."""
 
 import inspect
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -90,14 +91,29 @@ def _beyond_embeddings(module: nn.Module, batch: dict[str, torch.Tensor], error:
     )
 
 
+class _Eager(threading.local):
+    """The modules that a thread runs eagerly at present."""
+
+    def __init__(self) -> None:
+        self.modules: list[nn.Module] = []
+
+
+_eager = _Eager()
+
+
 @contextmanager
 def eager(module: nn.Module) -> Iterator[None]:
     """Run what torch.compile has compiled in a module as it was written: stubs have to be seen."""
-    if any(_is_compiled(part) for part in module.modules()):
-        with torch.compiler.set_stance("force_eager"):
-            yield
-    else:
+    if any(known is module for known in _eager.modules):
         yield
+        return
+    is_compiled = any(_is_compiled(part) for part in module.modules())
+    _eager.modules.append(module)
+    try:
+        with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
+            yield
+    finally:
+        _eager.modules.pop()
 
 
 def _is_compiled(part: nn.Module) -> bool:

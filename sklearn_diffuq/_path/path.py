@@ -4,6 +4,7 @@ Time runs over the blocks of the wrapped model, ``0 = l_0 < l_1 < .. < l_S = L``
 ``h_{s+1} ~ N(F_s(h_s), Sigma_s(h_s))`` (eq. 1.2 of the user guide).
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -68,7 +69,7 @@ class GaussianPath:
     def to(self, device: torch.device) -> "GaussianPath":
         """Move what belongs to the path, not the wrapped model, to `device`; return the path."""
         for part in (self.mean, self.covariance):
-            if isinstance(part, nn.Module):
+            if isinstance(part, nn.Module) and _device(part) != device:
                 part.to(device)
         return self
 
@@ -138,3 +139,8 @@ class GaussianPath:
             token * self.covariance.token_variance(interval),
             context.mask,
         )
+
+
+def _device(part: nn.Module) -> torch.device | None:
+    tensors = itertools.chain(part.parameters(), part.buffers())
+    return next((tensor.device for tensor in tensors), None)

@@ -6,6 +6,7 @@ scales are fitted on it.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ Scale = Tensor | float
 Perturb = Callable[[Tensor, Tensor | None], Tensor]  # (h, mask) -> changed h
 
 
+@lru_cache(maxsize=16)
 def moment_draws(n_logits: int, seed: int) -> Tensor:
     """Return the standard normal draws that turn logit moments into probabilities, (K, k).
 
