@@ -50,12 +50,15 @@ class Size:
     train, held_out, predict : int
     fit : bool, default=True
         Whether fits are timed; else one unified transition is made in the quickest way.
+    seconds : float, default=1.0
+        For how long a prediction is repeated.
     """
 
     train: int
     held_out: int
     predict: int
     fit: bool = True
+    seconds: float = 1.0
 
 
 def make(name, size, device):

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from methods import baseline, scikit_learn
-from timing import Meter, best_seconds, now, operations, stage_seconds
+from timing import Meter, best_seconds, operations, stage_seconds
 from torch.nn import functional as F
 
 from sklearn_diffuq import DiffusionCalibratedClassifier, _fit_path
@@ -72,7 +72,7 @@ class PlainLoop:
 
     def __init__(self, classifier, X, dtype=None):
         module = classifier.backbone_.module
-        self.module = module if dtype is None else copy.deepcopy(module).to(dtype)
+        self.module = (module if dtype is None else copy.deepcopy(module).to(dtype)).eval()
         self.device, self.dtype = classifier.backbone_.device, dtype
         self.inputs = classifier.encode(X)
         n = np.arange(len(self.inputs))
@@ -95,14 +95,16 @@ class PlainLoop:
     @torch.no_grad()
     def __call__(self, batch_size):
         """Run over all samples."""
-        self.module.eval()
         for start in range(0, len(self.order), batch_size):
             batch = self.batch(self.order[start : start + batch_size])
             self.logits(batch).float().softmax(-1).cpu()
 
     def at_best(self, seconds=1.0):
         """Return the loop at its best batch size."""
-        sizes = {n: n for n in BATCH_SIZES[self.device.type] if n <= 2 * len(self.order)}
+        smallest, *others = BATCH_SIZES[self.device.type]
+        sizes = [smallest, *(n for n in others if n <= len(self.order))]
+        if len(sizes) == 1:
+            return partial(self, smallest)
         timed = best_seconds({n: partial(self, n) for n in sizes}, seconds, at_least=2, at_most=3)
         return partial(self, min(timed, key=timed.get))
 
@@ -195,12 +197,13 @@ def _diffusion(case, *, size, **options):
             for part, value in seconds.items():
                 yield "fit", part, value / unit.seconds
             yield "fit", "whole, in forwards", seconds["whole"] / forward
-            yield "fit", "peak memory", mib / unit.mib
+            if torch.cuda.is_available():  # elsewhere memory is kept for the next use
+                yield "fit", "peak memory", mib / unit.mib
         with_noise(classifier)
-        yield from _predictions(case, classifier)
+        yield from _predictions(case, classifier, size.seconds)
 
 
-def _predictions(case, classifier):
+def _predictions(case, classifier, seconds):
     """Measure the predictions of a diffusion, in every precision that the device is good for."""
     precisions = {"float32": None}
     if case.wrapped.backbone_.device.type == "cuda":
@@ -214,19 +217,19 @@ def _predictions(case, classifier):
         for X, names in ((case.X, ("mean", "moments")), (few, ("4 paths", "16 paths"))):
             loop = PlainLoop(case.wrapped, X, dtype).at_best()
             calls = {name: partial(kinds[name].predict_proba, X) for name in names}
-            yield from _relative(precision, calls, loop)
+            yield from _relative(precision, calls, loop, seconds)
         one = case.X[:1]
-        loop = partial(PlainLoop(case.wrapped, one, dtype), 1)
+        loop = PlainLoop(case.wrapped, one, dtype).at_best()
         calls = {f"one row, {name}": partial(kinds[name].predict_proba, one)
                  for name in ("mean", "moments")}  # fmt: skip
-        yield from _relative(precision, calls, loop)
+        yield from _relative(precision, calls, loop, seconds)
 
 
-def _relative(part, calls, loop):
+def _relative(part, calls, loop, seconds):
     """Time calls and the wrapped model's loop in turn, after one run of each."""
     for call in calls.values():
         call()
-    best = best_seconds({"wrapped": loop, **calls})
+    best = best_seconds({"wrapped": loop, **calls}, seconds, at_least=2)
     for name in calls:
         yield part, name, best[name] / best["wrapped"]
 
@@ -235,15 +238,13 @@ def _rival(case, *, fit, size):
     """Measure another method."""
     with encoded_once():
         unit = finetuning_epoch(case).seconds if size.fit else np.nan
-        start = now()
-        classifier = fit(case.frozen, case.train, case.held_out, 0)
-        seconds = now() - start
-        yield "fit", "whole", seconds / unit
-        one = case.X[:1]
-        loop = PlainLoop(case.wrapped, case.X).at_best()
-        yield from _relative("float32", {"predict": partial(classifier.predict_proba, case.X)}, loop)
-        loop = partial(PlainLoop(case.wrapped, one), 1)
-        yield from _relative("float32", {"one row": partial(classifier.predict_proba, one)}, loop)
+        with Meter() as meter:
+            classifier = fit(case.frozen, case.train, case.held_out, 0)
+        yield "fit", "whole", meter.seconds / unit
+        for name, X in (("predict", case.X), ("one row", case.X[:1])):
+            loop = PlainLoop(case.wrapped, X).at_best()
+            calls = {name: partial(classifier.predict_proba, X)}
+            yield from _relative("float32", calls, loop, size.seconds)
 
 
 def count_operations(case):
