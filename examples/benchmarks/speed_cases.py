@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -48,27 +48,29 @@ class Size:
     Attributes
     ----------
     train, held_out, predict : int
-    fit : bool, default=True
-        Whether fits are timed; else one unified transition is made in the quickest way.
     seconds : float, default=1.0
         For how long a prediction is repeated.
+    fits : tuple of str
+        What is fitted: "blockwise", and the unified transition with the named numbers of steps.
+    is_fit_timed : bool, default=True
+        Else "S = L" is left out and "S = L/2" has full rank and one epoch, to be ready sooner.
     """
 
     train: int
     held_out: int
     predict: int
-    fit: bool = True
     seconds: float = 1.0
+    fits: tuple[str, ...] = ("blockwise", "S = L/2", "S = L")
+    is_fit_timed: bool = True
 
 
+@lru_cache(maxsize=1)  # its methods follow each other
 def make(name, size, device):
     """Return the case of a name in `CASES`."""
     classifier, X, y, options = CASES[name](size.train + size.held_out + size.predict)
     classifier.set_params(device=device)
     ends = size.train, size.train + size.held_out
-    train, held_out = (
-        (X[start:stop], y[start:stop]) for start, stop in ((0, ends[0]), ends)
-    )
+    train, held_out = ((X[start:stop], y[start:stop]) for start, stop in ((0, ends[0]), ends))
     options = {"batch_size": 128, "random_state": 0, "device": device, **options}
     frozen = FrozenEstimator(classifier.fit(*train))
     return Case(frozen, train, held_out, X[ends[1] :], options)
@@ -177,23 +179,6 @@ def _table(n, n_features=10, depth=3, width=64):
     return classifier, X, y, {"rank": 16}
 
 
-def _llama(n, n_tokens=128, **config):
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.bfloat16)  # never in float32, which would take twice the memory
-    try:
-        model = LlamaForSequenceClassification(
-            LlamaConfig(num_labels=2, pad_token_id=0, tie_word_embeddings=True, **config)
-        )
-    finally:
-        torch.set_default_dtype(torch.float32)
-    X = random_texts(n, n_tokens - 2)
-    y = np.random.default_rng(0).integers(2, size=n)
-    classifier = TransformerClassifier(model, preprocessor=word_tokenizer(n_tokens))
-    return classifier, X, y, {"rank": 64}
-
-
 # name -> function of the number of samples; returns a classifier, X, y and options.
 CASES: dict[str, Callable] = {
     "ViT, Fashion-MNIST": _vit_fashion_mnist,
@@ -216,8 +201,3 @@ COUNTED: dict[str, Callable] = {
     "FT-Transformer, 3 blocks": partial(_table, width=16),
 }
 CASES |= COUNTED
-# As Llama 3.2 1B, with a smaller vocabulary: it only counts in the embedding.
-LLAMA = {
-    "vocab_size": N_WORDS + 4, "hidden_size": 2048, "intermediate_size": 8192,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 256,
-}  # fmt: skip

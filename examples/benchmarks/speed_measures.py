@@ -26,6 +26,12 @@ SCALES = NoiseScales(shared=0.1, token=0.03, distance=0.1)
 N_TABLE = 256  # rows of the table of covariances, where a fit has found no noise
 EPOCHS = 3  # one of each stage of the objective
 STAGES = ("teacher forcing", "own states", "whole paths")
+TIMED_STAGES = {
+    "statistics": (_fit_path, "collect_statistics"),
+    "start": (_fit_path, "unified_transition"),
+    "training": (_fit_path, "train_transition"),
+    "calibration": (Calibrator, "calibrate"),
+}
 INFERENCE = {
     "mean": {"inference": "mean"},
     "moments": {"inference": "moments"},
@@ -49,11 +55,10 @@ def units(size, quick):
         "S = L/2": {"half": True, "max_epochs": EPOCHS},
         "S = L": {"max_epochs": EPOCHS},
     }
-    if not size.fit:
-        fits = {
-            "blockwise": {"transition": "blockwise"},
-            "S = L/2": {"half": True, "max_epochs": 1, "rank": None},
-        }
+    fits = {name: fits[name] for name in size.fits}
+    if not size.is_fit_timed:
+        fits["S = L/2"] |= {"max_epochs": 1, "rank": None}
+        del fits["S = L"]
     found = {name: partial(_diffusion, size=size, **options) for name, options in fits.items()}
     rivals = {name: fit for name, fit in RIVALS.items() if not quick or name in QUICK_RIVALS}
     return found | {name: partial(_rival, fit=fit, size=size) for name, fit in rivals.items()}
@@ -134,7 +139,9 @@ def with_noise(classifier):
             k = min(len(classifier.classes_), 10)
             rng = torch.Generator().manual_seed(0)
             margins = -torch.rand(N_TABLE, k - 1, generator=rng, dtype=torch.float64).cumsum(1)
-            table = MomentTable(margins, 0.1 * torch.eye(k, dtype=torch.float64).repeat(N_TABLE, 1, 1))
+            table = MomentTable(
+                margins, 0.1 * torch.eye(k, dtype=torch.float64).repeat(N_TABLE, 1, 1)
+            )
         classifier.calibration_[inference] = replace(found, scales=SCALES, table=table)
     return classifier
 
@@ -174,13 +181,8 @@ def fitted(case, *, half=False, **options):
     if half:
         options["n_steps"] = case.wrapped.backbone_.n_blocks // 2
     classifier = DiffusionCalibratedClassifier(case.frozen, **options)
-    stages = {
-        "start": (_fit_path, "unified_transition"),
-        "training": (_fit_path, "train_transition"),
-        "calibration": (Calibrator, "calibrate"),
-    }
     (X, y), (X_held, y_held) = case.train, case.held_out
-    with stage_seconds(stages) as seconds, Meter() as meter:
+    with stage_seconds(TIMED_STAGES) as seconds, Meter() as meter:
         classifier.fit(X, y, X_calibration=X_held, y_calibration=y_held)
     return classifier, {**seconds, "whole": meter.seconds}, meter.mib
 
@@ -188,12 +190,12 @@ def fitted(case, *, half=False, **options):
 def _diffusion(case, *, size, **options):
     """Measure the fit and the predictions of a diffusion."""
     with encoded_once():
-        if size.fit:
+        if size.is_fit_timed:
             unit, forward = finetuning_epoch(case), forward_of_all(case)
         classifier, seconds, mib = fitted(case, **options)
-        if size.fit:
+        if size.is_fit_timed:
             if classifier.history_:
-                seconds["one epoch"] = np.mean([row["dur"] for row in classifier.history_])
+                seconds["one epoch"] = seconds["training"] / len(classifier.history_)
             for part, value in seconds.items():
                 yield "fit", part, value / unit.seconds
             yield "fit", "whole, in forwards", seconds["whole"] / forward
@@ -237,7 +239,7 @@ def _relative(part, calls, loop, seconds):
 def _rival(case, *, fit, size):
     """Measure another method."""
     with encoded_once():
-        unit = finetuning_epoch(case).seconds if size.fit else np.nan
+        unit = finetuning_epoch(case).seconds if size.is_fit_timed else np.nan
         with Meter() as meter:
             classifier = fit(case.frozen, case.train, case.held_out, 0)
         yield "fit", "whole", meter.seconds / unit

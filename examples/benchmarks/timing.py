@@ -56,8 +56,9 @@ def best_seconds(calls, seconds=TIMING_SECONDS, at_least=3, at_most=10):
 class Meter:
     """Seconds and peak memory of a ``with`` block.
 
-    ``mib`` is the peak memory added on the GPU, if there is one. Else it is that of the resident
-    memory, which only Linux can reset for every block, and nan on other systems.
+    ``mib`` is the peak memory added on the GPU, if there is one, and ``peak_mib`` the peak itself.
+    Else they are those of the resident memory, which only Linux can reset for every block, and nan
+    on other systems.
     """
 
     def __enter__(self):
@@ -71,7 +72,8 @@ class Meter:
 
     def __exit__(self, *error):
         self.seconds = now() - self._start
-        self.mib = self._memory("VmHWM") - self._before
+        self.peak_mib = self._memory("VmHWM")
+        self.mib = self.peak_mib - self._before
 
     def _memory(self, field):
         if self._cuda:
@@ -122,13 +124,15 @@ def operations(call):
 
 
 @contextmanager
-def stage_seconds(stages):
+def stage_seconds(stages, clock=now):
     """Add up the seconds of functions and methods while a block runs.
 
     Parameters
     ----------
     stages : dict of str to (object, str)
         Name of a stage -> where its function lives, and what it is called there.
+    clock : callable, default=now
+        Returns seconds.
 
     Yields
     ------
@@ -139,11 +143,11 @@ def stage_seconds(stages):
 
     def timed(name, function):
         def call(*args, **kwargs):
-            start = now()
+            start = clock()
             try:
                 return function(*args, **kwargs)
             finally:
-                seconds[name] += now() - start
+                seconds[name] += clock() - start
 
         return call
 
