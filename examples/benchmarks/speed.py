@@ -20,8 +20,8 @@ relative to a forward pass of the wrapped model. That needs no GPU and does not 
 machine: the models counted have the depth of real ones and narrow layers.
 
 The models beside the data (see ``vision.py`` and ``text.py``) are left out if SKLEARN_DIFFUQ_DATA
-is not set. Results are kept, and a command given again computes only what is missing. --minutes bounds
-the time: what has not begun by then is left out. The other kinds of --data are described in
+is not set. Results are kept, and a command given again computes only what is missing. --minutes
+bounds the time: what has not begun by then is left out. The other kinds of --data are described in
 ``speed_decoder.py``, ``speed_linear.py`` and ``speed_threads.py``.
 """
 
@@ -46,9 +46,9 @@ from tqdm import tqdm
 
 SIZES = {
     "quick": {
-        "ViT, Fashion-MNIST": Size(128, 64, 128, seconds=0.2),
-        "MiniLM, movie reviews": Size(48, 48, 48, seconds=0.2, fits=("blockwise", "S = L/2")),
-        "FT-Transformer, table": Size(256, 128, 1024, seconds=0.2),
+        "FT-Transformer, table": Size(256, 128, 1024, seconds=0.1),
+        "ViT, Fashion-MNIST": Size(128, 64, 128, seconds=0.1, fits=("blockwise", "S = L/2")),
+        "MiniLM, movie reviews": Size(32, 32, 32, seconds=0.1, fits=("blockwise",)),
     },
     "cpu": {
         "ViT, Fashion-MNIST": Size(1024, 512, 512),
@@ -131,6 +131,8 @@ def main():
     parser.add_argument("--output", type=Path)
     parser.add_argument("--rst", type=Path, help="folder for the tables of the documentation")
     options = parser.parse_args()
+    if options.quick and options.rst:
+        parser.error("a quick run is too small to publish")
     mode = "quick" if options.quick else options.device
     name = {"quick": "speed-quick", "cpu": "speed", "cuda": "speed-cuda"}[mode]
     if options.device == "cpu":

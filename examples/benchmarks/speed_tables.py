@@ -16,8 +16,8 @@ PARTS = {
     "bfloat16": ("Prediction in bfloat16", "The same with both sides in bfloat16."),
     "fit": (
         "Fit",
-        'In epochs of fine-tuning the wrapped model, of which "one epoch" is our own, and the whole '
-        "fit in forward passes of all its samples. Peak memory is relative to fine-tuning.",
+        "In epochs of fine-tuning the wrapped model, and the whole also in forward passes of all "
+        "samples of the fit. Peak memory is relative to fine-tuning.",
     ),
     "decoder": ("Decoder", "Seconds and the highest memory of each part, with the model."),
     "linear": (
