@@ -22,7 +22,7 @@ import torch
 from evaluation import log_probabilities
 from harness import OUTPUT, as_record, prepare
 from rendering import Section
-from report import show_table
+from report import show_tables
 from scipy.special import expit
 from sklearn.base import clone
 from sklearn.isotonic import IsotonicRegression
@@ -132,7 +132,7 @@ def main():
         for part, method, values in list(evaluate_maps()):  # store all or none
             records = [as_record(part, metric, value) for metric, value in values.items()]
             store.add(("Movie reviews", 0, method), records, {})
-    show_table(store, Section("Maps", "", summary(store.results)), options.rst)
+    show_tables(store, [Section("Maps", "", summary(store.results))], options.rst)
 
 
 if __name__ == "__main__":

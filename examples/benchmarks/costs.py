@@ -1,13 +1,12 @@
 """The cost of a method: parameters, passes, time and memory, relative to the wrapped model."""
 
-import time
-from pathlib import Path
+from functools import partial
 
 import numpy as np
+from timing import best_seconds
 
 # Prediction pads its last batch, so with few samples small batches would look faster.
-N_TIMED, TIMING_SECONDS = 512, 2
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+N_TIMED = 512
 
 
 def _count(module):
@@ -52,67 +51,12 @@ def passes(classifier):
 def prediction_seconds(classifier, frozen, X):
     """Return seconds per 1000 predictions, for the method and for the wrapped model.
 
-    Both are timed alternately on the same samples, at least three times and for up to
-    `TIMING_SECONDS`. The fastest run counts: other processes can only slow it down.
+    Both are timed alternately on the same samples; see `best_seconds`.
     """
     X = X[:N_TIMED]
-    best = [np.inf, np.inf]
-    begin = time.perf_counter()
-    for repeat in range(10):
-        if repeat >= 3 and time.perf_counter() - begin > TIMING_SECONDS:
-            break
-        for i, predictor in enumerate((classifier, frozen)):
-            start = time.perf_counter()
-            predictor.predict_proba(X)
-            best[i] = min(best[i], time.perf_counter() - start)
-    return [seconds * 1000 / len(X) for seconds in best]
-
-
-class Meter:
-    """Seconds and peak memory of a ``with`` block.
-
-    ``mib`` is the peak memory added on the GPU, if there is one. Else it is that of the resident
-    memory, which only Linux can reset for every block, and nan on other systems.
-    """
-
-    def __enter__(self):
-        self._cuda = _cuda()
-        if self._cuda:
-            self._cuda.reset_peak_memory_stats()
-        self._known = bool(self._cuda) or _forget_peak()
-        self._before = self._memory("VmRSS")
-        self._start = time.perf_counter()
-        return self
-
-    def __exit__(self, *error):
-        self.seconds = time.perf_counter() - self._start
-        self.mib = self._memory("VmHWM") - self._before
-
-    def _memory(self, field):
-        if self._cuda:
-            now = field == "VmRSS"
-            used = self._cuda.memory_allocated() if now else self._cuda.max_memory_allocated()
-            return used / 2**20
-        if not self._known:
-            return np.nan
-        line = next(s for s in _STATUS.read_text().splitlines() if s.startswith(field))
-        return int(line.split()[1]) / 1024
-
-
-def _forget_peak():
-    """Reset the peak of the resident memory; return whether that is possible."""
-    try:
-        _CLEAR.write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _cuda():
-    """Return ``torch.cuda`` if there is a GPU."""
-    import torch
-
-    return torch.cuda if torch.cuda.is_available() else None
+    timed = {"method": classifier, "wrapped": frozen}
+    best = best_seconds({name: partial(c.predict_proba, X) for name, c in timed.items()})
+    return [seconds * 1000 / len(X) for seconds in best.values()]
 
 
 def costs(classifier, frozen, X, meter):

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from costs import Meter, costs
+from costs import costs
 from evaluation import (
     check_logits,
     detection,
@@ -30,6 +30,7 @@ from scipy.special import log_softmax
 from sklearn.frozen import FrozenEstimator
 from sklearn.preprocessing import LabelEncoder
 from store import Store
+from timing import Meter
 from tqdm import tqdm
 
 from sklearn_diffuq.metrics._temperature import fit_temperature

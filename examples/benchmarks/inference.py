@@ -25,7 +25,7 @@ from evaluation import FLOOR, log_probabilities, sample_nll
 from harness import OUTPUT, as_record, prepare
 from methods import diffusion
 from rendering import Section
-from report import show_table
+from report import show_tables
 from scipy import stats
 from store import Store
 from summaries import interval
@@ -145,7 +145,7 @@ def main():
         for kind, values in evaluate_inference(data, seed).items():  # ALL comes last
             records = [as_record("test", metric, value) for metric, value in values.items()]
             store.add((data, seed, kind), records, {})
-    show_table(store, Section("Moments and paths", "", summary(store.results)), options.rst)
+    show_tables(store, [Section("Moments and paths", "", summary(store.results))], options.rst)
 
 
 if __name__ == "__main__":

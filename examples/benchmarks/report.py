@@ -27,6 +27,9 @@ TITLES = {
     "ablation": "Ablation on Fashion-MNIST",
     "ablation-tables": "Ablation on four tables",
     "inference": "Moments and sampled paths",
+    "speed": "Time and memory",
+    "speed-cuda": "Time and memory on a GPU",
+    "speed-quick": "Time and memory, a quick run",
     "border": "Upper bounds for recalibration under domain shift",
 }
 NO_RESULTS = "There are no results for this version of the package."
@@ -96,10 +99,10 @@ def name_of(store):
     return name if name in TITLES else store.info["benchmark"]
 
 
-def show_table(store, section, directory=None):
-    """Print the runs and one table; with a directory, also write them for the documentation."""
+def show_tables(store, sections, directory=None):
+    """Print the runs and the tables; with a directory, also write them for the documentation."""
     name = name_of(store)
-    sections = [run_section(store), section]
+    sections = [run_section(store), *sections]
     print(markdown(TITLES[name], sections))
     if directory:
         (directory / f"{name}.inc").write_text(rst(TITLES[name], sections, ""), encoding="utf-8")
