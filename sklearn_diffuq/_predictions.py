@@ -5,7 +5,8 @@ from sklearn.utils import Bunch, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from sklearn_diffuq._calibration.predict import familiarity
-from sklearn_diffuq._inputs.rows import check_n_samples
+from sklearn_diffuq._inputs.not_finite import counted_from
+from sklearn_diffuq._inputs.rows import check_n_samples, row_blocks
 from sklearn_diffuq._inputs.torch_state import own_torch_state
 from sklearn_diffuq._path.embedding_shift import FirstLook
 from sklearn_diffuq._path.time_grid import step_counts
@@ -83,12 +84,22 @@ class PredictionMixin(FromProbabilities):
         fitted, backbone = self._fitted, self.wrapped_.backbone_
         unsaid = fitted.embedding is not None and "far" not in fitted.said
         look = FirstLook(fitted.embedding) if unsaid else None
-        with own_torch_state():
-            inputs = self.wrapped_.encode(X)
-            results = path.probabilities(backbone, inputs, reduce, variance=variance, look=look)
+        parts = self._by_blocks(
+            X, lambda rows: path.probabilities(backbone, rows, reduce, variance=variance, look=look)
+        )
+        results = [np.concatenate(part) for part in zip(*parts, strict=True)]
         if look is not None and look.is_far:
             fitted.said.add("far")
             warn_user(_FAR, CalibrationWarning)
+        return results
+
+    def _by_blocks(self, X, function):
+        """Return what a function makes of encoded rows, for each of the `row_blocks` of `X`."""
+        results = []
+        with own_torch_state():
+            for start, block in row_blocks(X):
+                with counted_from(start):
+                    results.append(function(self.wrapped_.encode(block)))
         return results
 
     def predict_proba(self, X):
@@ -207,6 +218,5 @@ class PredictionMixin(FromProbabilities):
             In standard deviations over training rows.
         """
         check_is_fitted(self)
-        path = self._fitted.on(self.n_steps_)
-        with own_torch_state():
-            return familiarity(path, self.wrapped_.backbone_, self.wrapped_.encode(X))
+        path, backbone = self._fitted.on(self.n_steps_), self.wrapped_.backbone_
+        return np.concatenate(self._by_blocks(X, lambda rows: familiarity(path, backbone, rows)))

@@ -26,6 +26,7 @@ from sklearn_diffuq._backbones.precision import n_weights, widened
 from sklearn_diffuq._backbones.probe import check_replay, check_trace, trace_blocks
 from sklearn_diffuq._inputs.batching import map_rows
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+from sklearn_diffuq._inputs.torch_state import at_most_threads
 from sklearn_diffuq._state import State
 from sklearn_diffuq.exceptions import BackboneError
 
@@ -160,7 +161,8 @@ class Backbone:
     def frozen(self) -> Iterator[None]:
         """Hold the model in eval mode, without gradients; see `frozen`."""
         roots = [root for root in (self.module, self.custom_readout) if root is not None]
-        with frozen(self.module, roots), eager(self.module):
+        n_threads = getattr(self.module, "n_threads", None)
+        with frozen(self.module, roots), eager(self.module), at_most_threads(n_threads):
             yield
 
     def logits(self, batch: Batch) -> Tensor:

@@ -84,6 +84,9 @@ class FTBlock(nn.Module):
         return mixed.transpose(1, 2).reshape(n, tokens, width)
 
 
+ONE_THREAD_WIDTH = 128  # up to it, tensors are too small to be worth a second thread
+
+
 class FTTransformer(nn.Module):
     """Transformer over the features of a table.
 
@@ -115,6 +118,8 @@ class FTTransformer(nn.Module):
     ----------
     blocks : torch.nn.ModuleList
         The blocks; each maps (n, tokens, width) to the same shape.
+    n_threads : int or None
+        Number of CPU threads that pay; None where all do.
 
     Examples
     --------
@@ -144,6 +149,7 @@ class FTTransformer(nn.Module):
         nn.init.uniform_(self.cls, -1 / math.sqrt(width), 1 / math.sqrt(width))
         # two thirds of the usual 4 * width, since the gate doubles the first matrix
         hidden = 8 * width // 3
+        self.n_threads = 1 if width <= ONE_THREAD_WIDTH else None
         self.blocks = nn.ModuleList(
             FTBlock(width, n_heads, hidden, dropout) for _ in range(n_blocks)
         )

@@ -64,6 +64,17 @@ def counted_in(numbers: np.ndarray, source: str) -> Iterator[None]:
 
 
 @contextmanager
+def counted_from(start: int) -> Iterator[None]:
+    """Name the rows of an error by their numbers in what they are a part of, from `start`."""
+    try:
+        yield
+    except RowsError as error:
+        if not start:
+            raise
+        raise type(error)(error.rows + start, error.what, error.source) from error.__cause__
+
+
+@contextmanager
 def rows_blamed(check: Callable[[], object], n_rows: int) -> Iterator[None]:
     """Where training diverges because of some of the rows, name them instead.
 

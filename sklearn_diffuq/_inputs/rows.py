@@ -1,6 +1,6 @@
 """Validating labels and weights, and choosing samples: splits, random subsets, indexing."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -22,6 +22,7 @@ from sklearn_diffuq.exceptions import CalibrationWarning
 
 MIN_NOISE_ROWS = 30  # fewer held-out samples fit a temperature only
 SHOWN = 10  # labels that a message names
+BLOCK_ROWS = 2**16  # rows of a table that are encoded at once
 
 
 def check_rows(
@@ -181,6 +182,16 @@ def safe_indexing(X: Any, rows: np.ndarray) -> Any:
             "X_calibration and y_calibration."
         )
     return X[rows] if isinstance(X, DatasetRows) else _safe_indexing(X, rows)
+
+
+def row_blocks(X: Any) -> Iterator[tuple[int, Any]]:
+    """Yield ``(start, part)``: a long table in parts that can be encoded one after the other."""
+    rows = X if isinstance(X, np.ndarray) else getattr(X, "iloc", None)
+    if rows is None or X.ndim != 2 or len(X) <= BLOCK_ROWS:
+        yield 0, X
+        return
+    for start in range(0, len(X), BLOCK_ROWS):
+        yield start, rows[start : start + BLOCK_ROWS]
 
 
 def stratified_split(y: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

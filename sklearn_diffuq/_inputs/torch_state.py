@@ -55,3 +55,21 @@ def own_torch_state() -> Iterator[None]:
             stack.enter_context(torch.device("cpu"))
         stack.enter_context(_float32)
         yield
+
+
+@contextmanager
+def at_most_threads(n: int | None) -> Iterator[None]:
+    """Compute on the CPU with `n` threads at most; None changes nothing.
+
+    Threads that have next to nothing to do wait for each other by spinning, and beside other work
+    they wait for minutes.
+    """
+    before = torch.get_num_threads()
+    if n is None or before <= n:
+        yield
+        return
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -15,6 +15,7 @@ from sklearn_diffuq._inputs.dataset_rows import rows_and_labels
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.rows import check_labels, class_indices, stratified_split
 from sklearn_diffuq._inputs.table_encoder import TableEncoder
+from sklearn_diffuq._inputs.torch_state import at_most_threads
 from sklearn_diffuq._training.classification import cross_entropy, fit_classifier
 from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._training.seeds import own_torch_seed
@@ -196,7 +197,9 @@ class FTTransformerClassifier(BackboneClassifier):
         classes = np.unique(y)
         module = self._new_module(encoder, len(classes), seed)
         training = LabelledInputs.of(inputs, class_indices(y, classes), weight)
-        self.history_ = self._train(module, self._class_weighted(training, classes), seed, device)
+        with at_most_threads(module.n_threads):
+            weighted = self._class_weighted(training, classes)
+            self.history_ = self._train(module, weighted, seed, device)
         self.classes_, self._encoder = classes, encoder
         self.module_, self.n_iter_ = module, len(self.history_)
         self.backbone_ = Backbone(module, blocks="blocks")
