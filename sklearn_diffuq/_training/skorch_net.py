@@ -122,7 +122,7 @@ class Net(skorch.NeuralNet):
         """Return the values of all steps; refuse losses that are not finite."""
         names = steps[0] if steps else {}
         values = {name: torch.stack([step[name] for step in steps]).tolist() for name in names}
-        bad = [loss for loss in values.get("loss", []) if not math.isfinite(loss)]
+        bad = [value for value in values.get("loss", []) if not math.isfinite(value)]
         if bad:
             raise FloatingPointError(
                 f"The training loss became {bad[0]} in epoch {self.epoch_ + 1}. Lower `lr`, "
