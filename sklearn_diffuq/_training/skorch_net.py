@@ -103,8 +103,8 @@ class Net(skorch.NeuralNet):
             for batch in iterator:
                 self.notify("on_batch_begin", batch=batch, training=training)
                 steps.append(step_fn(batch))
-                loss = steps[-1]["loss"]
-                self.notify("on_batch_end", batch=batch, training=training, loss=loss, y_pred=None)
+                seen = {"loss": steps[-1]["loss"], "y_pred": None}
+                self.notify("on_batch_end", batch=batch, training=training, **seen)
         except Exception:  # what went wrong may only follow from a loss that is not finite
             self._fetched(steps)
             raise

@@ -9,6 +9,7 @@ of its own block, what blocks have in common is shared, and the rest is the step
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -99,9 +100,13 @@ class UnifiedTransition(nn.Module):
         size = sum(stack.size(used, self.rank) for stack in self.stacks.values())
         return size + len(used) * self.backbone.width  # the variances
 
-    def variance(self, interval: Interval) -> Tensor:
-        """Return the variance of the transition's error per channel, shape (d,)."""
-        return _variance(self.log_variance[self.intervals.index(interval)])
+    def variances_of(self, intervals: Sequence[Interval]) -> Tensor:
+        """Return the variance of the transition's error per step and channel, shape (S, d)."""
+        known: Tensor = self.log_variance
+        if tuple(intervals) != self.intervals:
+            rows = known.unbind()
+            known = torch.stack([rows[self.intervals.index(interval)] for interval in intervals])
+        return _variance(known)
 
     def variances(self) -> Tensor:
         """Return the variances of all steps it knows, detached, shape (n_intervals, d)."""
@@ -115,7 +120,7 @@ class UnifiedTransition(nn.Module):
         """Return the parameter `key` of all steps that have it, stacked."""
         if key in self.vectors:
             return self.vectors[key]
-        shared = self.shared[key]
+        shared: Tensor = self.shared[key]
         if key not in self.up:
             return shared
         if len(shared) > 1:  # one is broadcast; an index would have to go to the device
@@ -137,7 +142,7 @@ class UnifiedTransition(nn.Module):
             frozen = self._frozen
             if frozen is None or not frozen.are_of(sources):
                 with full_precision(h.device):
-                    parameters = self.step_parameters(h.device)
+                    parameters = MergedSteps(self).parameters
                 self._frozen = frozen = FrozenSteps(self._templates, parameters, sources)
         block = frozen.blocks[self.intervals.index(interval)]
         return self.backbone.block(interval[1] - 1, h, context, call=block)
@@ -147,13 +152,9 @@ class UnifiedTransition(nn.Module):
         kept = (self.vectors, self.shared, self.up, self.down)
         return [p for part in kept for p in part._parameters.values() if p is not None]
 
-    def step_parameters(self, device: torch.device) -> list[dict[str, Tensor]]:
-        """Return the parameters and buffers of each step's block, merged."""
-        merged = {key: self.merged_stack(key) for key in self.stacks}
-        parameters = rows_by_step(self.stacks, merged, len(self.intervals))
-        for own, buffers in zip(parameters, self._buffers_of, strict=True):
-            own |= {name: widened(buffer.to(device)) for name, buffer in buffers.items()}
-        return parameters
+    def buffers_of(self, i: int, device: torch.device) -> dict[str, Tensor]:
+        """Return the buffers of the block of interval number `i`, in float32 at least."""
+        return {name: widened(b.to(device)) for name, b in self._buffers_of[i].items()}
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_frozen": None}
@@ -180,6 +181,11 @@ class MergedSteps:
     """The steps of a unified transition with their matrices merged, a `Mean` that is not kept.
 
     Gradients flow to the parameters of the transition.
+
+    Attributes
+    ----------
+    stacked : dict of str to Tensor
+        Each parameter of all steps that have it.
     """
 
     kind: ClassVar[str] = "unified"
@@ -187,7 +193,16 @@ class MergedSteps:
     def __init__(self, transition: UnifiedTransition) -> None:
         self.transition = transition
         self.rank = transition.rank
-        self.parameters = transition.step_parameters(transition.log_variance.device)
+        self.stacked = {key: transition.merged_stack(key) for key in transition.stacks}
+
+    @cached_property
+    def parameters(self) -> list[dict[str, Tensor]]:
+        """Parameters and buffers of the block of each step."""
+        transition = self.transition
+        device, n_steps = transition.log_variance.device, len(transition.intervals)
+        with torch.enable_grad():  # what is first asked for without gradients may later need them
+            steps = rows_by_step(transition.stacks, self.stacked, n_steps)
+        return [own | transition.buffers_of(i, device) for i, own in enumerate(steps)]
 
     def __call__(self, h: Tensor, interval: Interval, context: Context) -> Tensor:
         transition = self.transition

@@ -215,8 +215,9 @@ def test_variances_are_those_of_the_steps_and_bounded():
         transition.log_variance.copy_(torch.linspace(-40, 40, 32).reshape(2, 16))
     assert transition.variances().shape == (2, 16)
     assert not transition.variances().requires_grad
-    for row, interval in zip(transition.variances(), transition.intervals):
-        assert torch.equal(transition.variance(interval), row)
+    assert torch.equal(transition.variances_of(transition.intervals), transition.variances())
+    last_first = transition.variances_of(transition.intervals[::-1])
+    assert torch.equal(last_first, transition.variances().flip(0))
     low, high = transition.variances().aminmax()
     torch.testing.assert_close(torch.stack([low, high]).log(), torch.tensor([-16.0, 8.0]))
 
