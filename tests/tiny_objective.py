@@ -14,11 +14,14 @@ from sklearn_diffuq._transition.objective import PathObjective
 from sklearn_diffuq._transition.training_options import TrainingOptions
 
 
-class _Batch(EncodedInputs):
+class Rows(EncodedInputs):
     """Rows that are a ready batch."""
 
     def __init__(self, batch):
-        self.tensors = batch
+        self.tensors, self.lengths = batch, None
+
+    def __len__(self):
+        return len(next(iter(self.tensors.values())))
 
     def batch(self, rows, length=None, device="cpu"):
         return {name: value[rows] for name, value in self.tensors.items()}
@@ -37,7 +40,7 @@ def objective_of(
         transition.log_variance.copy_((0.1 * covariance.token_variances).log())
     n = len(next(iter(batch.values())))
     sample_weight = torch.ones(n) if sample_weight is None else torch.tensor(sample_weight)
-    training = LabelledInputs(_Batch(batch), torch.arange(n) % 2, sample_weight)
+    training = LabelledInputs(Rows(batch), torch.arange(n) % 2, sample_weight)
     weights = {"path_weight": 1.0, "distillation_weight": 1.0, "label_weight": 1.0} | weights
     loop = LoopOptions(max_epochs=max_epochs, lr=1e-3)
     options = TrainingOptions(batch_size=4, precision="float32", loop=loop, **weights)

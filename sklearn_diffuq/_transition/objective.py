@@ -19,12 +19,13 @@ from sklearn_diffuq._backbones.context import Batch, Context, mean_over_tokens
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._path.covariance import NO_NOISE, NoiseScales, StateCovariance
 from sklearn_diffuq._path.gaussian import gaussian_kl, tile
-from sklearn_diffuq._path.mean import BlockwiseMean, Mean
+from sklearn_diffuq._path.mean import Mean
 from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.perturbation import Perturbation
 from sklearn_diffuq._path.time_grid import Grid, steps_of
 from sklearn_diffuq._propagation.propagate import tile_batch
 from sklearn_diffuq._transition.batched_steps import BatchedSteps, batched_steps
+from sklearn_diffuq._transition.teacher import Teacher
 from sklearn_diffuq._transition.training_options import TrainingOptions
 from sklearn_diffuq._transition.unified_transition import MergedSteps, UnifiedTransition
 
@@ -68,7 +69,7 @@ class PathObjective:
     ) -> None:
         self.backbone = backbone
         self.transition = transition
-        self.teacher = BlockwiseMean(backbone)
+        self.teacher = Teacher(backbone, training.inputs, grids)
         self.covariance = covariance
         self.scales = scales if scales.any_noise else NO_NOISE
         self.grids = list(grids)
@@ -88,7 +89,6 @@ class PathObjective:
     def __call__(self, rows: np.ndarray, epoch: int, generator: torch.Generator) -> Losses:
         """Return the losses of the batch `rows` as a dict of scalars; "loss" is the total."""
         device = generator.device
-        batch = self.training.inputs.batch(rows, device=device)
         y = self.training.y[rows].to(device)
         # Relative to all rows, not to the batch: a batch of light rows has to count less.
         weight = (self.training.weight[rows] / self.mean_weight).to(device)
@@ -97,27 +97,25 @@ class PathObjective:
             grid = self.grids[int(torch.randint(len(self.grids), (), generator=self._draws))]
         mixed = self.options.mixed_precision
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
-            return self._loss(grid, batch, y, weight, epoch, generator)
+            return self._loss(grid, rows, y, weight, epoch, generator)
 
     def _loss(
         self,
         grid: Grid,
-        batch: Batch,
+        rows: np.ndarray,
         y: Tensor,
         weight: Tensor,
         epoch: int,
         generator: torch.Generator,
     ) -> Losses:
-        with torch.no_grad():
-            h, context = self.backbone.embed(batch)
-            states = torch.stack(self.frozen_states(grid, h, context))
+        batch, context, states = self.teacher(rows, grid, generator.device)
         merged = self.transition.merged()
         if epoch >= self.stage_ends[1]:
             return self._rolled_out(grid, merged, states, context, batch, y, weight, generator)
         if epoch < self.stage_ends[0]:
             starts, targets = self._noisy_starts(grid, states[:-1], generator), states[1:]
         else:
-            starts, targets = self._own_states(grid, merged, h, context)
+            starts, targets = self._own_states(grid, merged, states[0], context)
         means = self._means(grid, merged, starts, batch, context)
         loss = self._path_loss(grid, means, targets, context.mask, weight)
         return {"loss": loss, "path": loss.detach()}
@@ -135,13 +133,6 @@ class PathObjective:
         steps = zip(steps_of(grid), starts, strict=True)
         return torch.stack([merged(start, interval, context) for interval, start in steps])
 
-    def frozen_states(self, grid: Grid, h: Tensor, context: Context) -> list[Tensor]:
-        """Return the states (n, t, d) of the frozen path, one for each time of the grid."""
-        states = [h]
-        for interval in steps_of(grid):
-            states.append(self.teacher(states[-1], interval, context))
-        return states
-
     def _noisy_starts(self, grid: Grid, states: Tensor, generator: torch.Generator) -> Tensor:
         """Return the states (S, n, t, d) that steps start from, with a little noise (stage A)."""
         scale = INPUT_NOISE * self._units[grid].sqrt()[:, None, None]
@@ -156,7 +147,7 @@ class PathObjective:
         starts, targets = [], []
         for interval in steps_of(grid):
             starts.append(h)
-            targets.append(self.teacher(h, interval, context))
+            targets.append(self.backbone.advance(h, context, *interval))
             h = merged(h, interval, context)
         return torch.stack(starts), torch.stack(targets)
 

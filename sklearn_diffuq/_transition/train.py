@@ -42,7 +42,7 @@ def train_transition(objective: PathObjective, held_out: LabelledInputs) -> list
     some = random_rows(len(training), R2_ROWS, loop.seed)
     with torch.no_grad():  # the frozen path does not change from epoch to epoch
         h, context = backbone.embed(training.inputs.batch(some, device=backbone.device))
-        states = objective.frozen_states(objective.grids[0], h, context)
+        states = objective.teacher.states(objective.grids[0], h, context)
     scores: list[list[float]] = []
 
     def validate(epoch: int) -> float:

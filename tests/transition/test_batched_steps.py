@@ -121,18 +121,19 @@ def test_what_cannot_be_batched_goes_one_by_one(kind, name):
 
 SINGLE = {
     "Text, encoders": {
-        "DeBERTa", "DeBERTa-v3", "DeBERTa-v2 with convolution", "ModernBERT", "Longformer", "BigBird",
-        "I-BERT", "UMT5 (encoder)",
+        "DeBERTa", "DeBERTa-v3", "DeBERTa-v2 with convolution", "ModernBERT", "Longformer",
+        "BigBird", "I-BERT", "UMT5 (encoder)",
     },
     "Text, decoders": {
-        "GPT-Neo", "GPT-OSS", "Falcon", "Mixtral", "Qwen2-MoE", "Qwen3-MoE", "Qwen3-Next", "Qwen3.5",
-        "Gemma 2", "Gemma 3", "ModernBERT decoder", "OLMo 3", "EXAONE 4", "DeepSeek-V2",
+        "GPT-Neo", "GPT-OSS", "Falcon", "Mixtral", "Qwen2-MoE", "Qwen3-MoE", "Qwen3-Next",
+        "Qwen3.5", "Gemma 2", "Gemma 3", "ModernBERT decoder", "OLMo 3", "EXAONE 4", "DeepSeek-V2",
         "DeepSeek-V3", "MiniMax",
     },
     "Images, Hugging Face": {"BEiT", "data2vec vision"},
     "Audio": {"wav2vec 2.0 Conformer", "WavLM", "wav2vec-BERT 2.0"},
     "Images, timm": {
-        "ViT with relative positions", "AIMv2", "BEiT", "BEiT v2", "EVA", "EVA-02", "XCiT", "ConViT",
+        "ViT with relative positions", "AIMv2", "BEiT", "BEiT v2", "EVA", "EVA-02", "XCiT",
+        "ConViT",
     },
 }  # fmt: skip
 

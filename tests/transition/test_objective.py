@@ -137,7 +137,7 @@ def test_rolled_out_r2_is_one_for_the_frozen_path_and_less_for_another():
         h, context = backbone.embed(objective.training.inputs.batch(np.arange(6)))
         transition = objective.transition
         teacher, (grid,) = BlockwiseMean(backbone), objective.grids
-        states = objective.frozen_states(grid, h, context)
+        states = objective.teacher.states(grid, h, context)
         assert rolled_out_r2(teacher, grid, states, context) == [1.0] * 3
         assert max(rolled_out_r2(transition, grid, states, context)) < 0.999
 
@@ -163,8 +163,8 @@ def test_mixed_precision_reaches_the_blocks(epoch):
     assert objective.options.mixed_precision
     losses_of(objective, epoch)  # the first call proves in full precision what can be batched
     found = []
-    advance = objective.teacher.backbone.block
-    objective.teacher.backbone.block = lambda *args, **kwargs: (
+    advance = objective.backbone.block
+    objective.backbone.block = lambda *args, **kwargs: (
         found.append(torch.is_autocast_enabled("cpu")) or advance(*args, **kwargs)
     )
     exact = float(losses_of(objective_of(), epoch)["loss"].detach())
