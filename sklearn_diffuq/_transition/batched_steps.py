@@ -4,6 +4,7 @@ In teacher forcing no step waits for another one. What has to hold is looked up 
 the blocks, and then proved on a few rows: the batched call has to repeat the steps one by one.
 """
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,8 +88,18 @@ class BatchedSteps:
         return means.unflatten(0, (self.n_steps, -1))
 
     def _run(self, parameters: dict[str, Tensor], h: Tensor, context: Context) -> Tensor:
+        options = self.transition.compile_options
+        is_new = self.block._compiled_call_impl is None
+        if options is not None and is_new and torch.is_grad_enabled():  # not for the proof
+            self.block.compile(*options[0], **options[1])
+
         def call(*args: Any, **kwargs: Any) -> Any:
-            return self.block(parameters, len(h), args, kwargs)
+            with warnings.catch_warnings():
+                if options is not None:  # the compiler looks at merged matrices
+                    warnings.filterwarnings(
+                        "ignore", r"The \.grad attribute of a Tensor that is not"
+                    )
+                return self.block(parameters, len(h), args, kwargs)
 
         k = self.transition.intervals[self.steps[0]][1] - 1
         return self.transition.backbone.block(k, h, context, call=call)

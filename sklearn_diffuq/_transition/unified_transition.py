@@ -128,6 +128,16 @@ class UnifiedTransition(nn.Module):
             shared = torch.stack([matrices[g] for g in self.stacks[key].group])
         return shared + self.up[key] @ self.down[key]
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Have the call of all steps compiled, see `BatchedSteps`; a single one takes a lock."""
+        super().compile(*args, **kwargs)
+        self._compile_options = args, kwargs
+
+    @property
+    def compile_options(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """What `compile` was given; None where nothing is to be compiled."""
+        return None if self._compiled_call_impl is None else self._compile_options
+
     def merged(self) -> "MergedSteps":
         """Return the steps with their matrices merged now, as long as no parameter changes."""
         self._frozen = None  # the steps of optimisers leave no trace

@@ -251,3 +251,23 @@ def test_a_teacher_forced_step_costs_a_few_blocks_and_one_forward(monkeypatch):
         h, context = backbone.embed(batch)
     block = operations(lambda: backbone.block(0, h, context).sum().backward())
     assert step <= 2.5 * block + forward
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_all_steps_are_compiled_once(name):
+    graphs = []
+
+    def backend(graph, example):
+        graphs.append(graph)
+        return graph
+
+    objective, plain = objective_of(name), objective_of(name)
+    objective.transition.compile(backend=backend)
+    for epoch in (0, 1, 3):
+        compiled = losses_of(objective, epoch)["loss"]
+        compiled.backward()
+        expected = losses_of(plain, epoch)["loss"]
+        assert float(compiled.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    assert len(graphs) == 1
+    objective.transition._compiled_call_impl = None  # as the loop leaves it
+    assert objective.transition.compile_options is None
