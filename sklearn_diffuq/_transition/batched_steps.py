@@ -84,7 +84,8 @@ class BatchedSteps:
             for rows in [self.rows[key]]
         }
         buffers = self.transition.buffers_of(self.steps[0], starts.device)
-        means = self._run(parameters | buffers, starts.flatten(0, 1), context)
+        with merged.precision(starts.device):
+            means = self._run(parameters | buffers, starts.flatten(0, 1), context).to(starts)
         return means.unflatten(0, (self.n_steps, -1))
 
     def _run(self, parameters: dict[str, Tensor], h: Tensor, context: Context) -> Tensor:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +12,12 @@ from torch.func import functional_call
 from sklearn_diffuq._transition.parameter_stacks import ParameterStack
 
 Block = Callable[..., Any]  # whatever the block takes and returns
+Precision = Callable[[torch.device], AbstractContextManager[Any]]
+
+
+def as_it_is(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context that changes nothing."""
+    return nullcontext()
 
 
 def rows_by_step(

@@ -95,9 +95,12 @@ class PathObjective:
         grid = self.grids[0]
         if len(self.grids) > 1:
             grid = self.grids[int(torch.randint(len(self.grids), (), generator=self._draws))]
+        return self._loss(grid, rows, y, weight, epoch, generator)
+
+    def _precision(self, device: torch.device) -> torch.autocast:
+        """Return the context that embedding and blocks run in; the losses stay in float32."""
         mixed = self.options.mixed_precision
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
-            return self._loss(grid, rows, y, weight, epoch, generator)
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed)
 
     def _loss(
         self,
@@ -108,8 +111,9 @@ class PathObjective:
         epoch: int,
         generator: torch.Generator,
     ) -> Losses:
-        batch, context, states = self.teacher(rows, grid, generator.device)
-        merged = self.transition.merged()
+        with self._precision(generator.device):
+            batch, context, states = self.teacher(rows, grid, generator.device)
+        merged = self.transition.merged(self._precision)
         if epoch >= self.stage_ends[1]:
             return self._rolled_out(grid, merged, states, context, batch, y, weight, generator)
         if epoch < self.stage_ends[0]:
@@ -127,7 +131,8 @@ class PathObjective:
         if grid not in self._batched:
             self._batched[grid] = batched_steps(self.transition, grid, batch)
         batched = self._batched[grid]
-        tiled = None if batched is None else batched.context(batch, context)
+        with self._precision(starts.device):
+            tiled = None if batched is None else batched.context(batch, context)
         if batched is not None and tiled is not None:
             return batched(merged, starts, tiled)
         steps = zip(steps_of(grid), starts, strict=True)
@@ -147,7 +152,8 @@ class PathObjective:
         starts, targets = [], []
         for interval in steps_of(grid):
             starts.append(h)
-            targets.append(self.backbone.advance(h, context, *interval))
+            with self._precision(h.device):
+                targets.append(self.backbone.advance(h, context, *interval).to(h))
             h = merged(h, interval, context)
         return torch.stack(starts), torch.stack(targets)
 
@@ -181,7 +187,8 @@ class PathObjective:
         """Return the losses of whole paths (stage C), by their averaged probability (eq. 3.2)."""
         # An antithetic pair of paths; without noise both would be the mean.
         k = 2 if self.scales.any_noise else 1
-        tiled = context if k == 1 else self.backbone.embed(tile_batch(batch, k))[1]
+        with self._precision(states.device):
+            tiled = context if k == 1 else self.backbone.embed(tile_batch(batch, k))[1]
         h = _some_perturbed(states[0], context.mask, generator)
         path = GaussianPath(merged, self.covariance, grid, self.scales)
         h, means = _rolled(path, tile(h, k), tiled, k, generator)

@@ -65,7 +65,7 @@ class Teacher:
         """Return the states (n, t, d) of the frozen path at some times, of which 0 is the first."""
         states = [h]
         for start, stop in pairwise(times):
-            states.append(self.backbone.advance(states[-1], context, start, stop))
+            states.append(self.backbone.advance(states[-1], context, start, stop).to(h))
         return states
 
     def _keep(self, rows: np.ndarray, index: Tensor, batch: Batch, states: Tensor) -> None:

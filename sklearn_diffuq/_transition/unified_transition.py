@@ -23,6 +23,8 @@ from sklearn_diffuq._path.time_grid import Grid, Interval, steps_of
 from sklearn_diffuq._state import State
 from sklearn_diffuq._transition.merged_steps import (
     FrozenSteps,
+    Precision,
+    as_it_is,
     full_precision,
     functional_block,
     rows_by_step,
@@ -138,10 +140,13 @@ class UnifiedTransition(nn.Module):
         """What `compile` was given; None where nothing is to be compiled."""
         return None if self._compiled_call_impl is None else self._compile_options
 
-    def merged(self) -> "MergedSteps":
-        """Return the steps with their matrices merged now, as long as no parameter changes."""
+    def merged(self, precision: Precision = as_it_is) -> "MergedSteps":
+        """Return the steps with their matrices merged now, as long as no parameter changes.
+
+        Blocks run inside of ``precision(device)``, a context; the matrices are merged outside.
+        """
         self._frozen = None  # the steps of optimisers leave no trace
-        return MergedSteps(self)
+        return MergedSteps(self, precision)
 
     def forward(self, h: Tensor, interval: Interval, context: Context) -> Tensor:
         """Return the mean of the state after a step, from the state `h` (n, t, d) before it."""
@@ -152,7 +157,7 @@ class UnifiedTransition(nn.Module):
             frozen = self._frozen
             if frozen is None or not frozen.are_of(sources):
                 with full_precision(h.device):
-                    parameters = MergedSteps(self).parameters
+                    parameters = MergedSteps(self, as_it_is).parameters
                 self._frozen = frozen = FrozenSteps(self._templates, parameters, sources)
         block = frozen.blocks[self.intervals.index(interval)]
         return self.backbone.block(interval[1] - 1, h, context, call=block)
@@ -200,8 +205,8 @@ class MergedSteps:
 
     kind: ClassVar[str] = "unified"
 
-    def __init__(self, transition: UnifiedTransition) -> None:
-        self.transition = transition
+    def __init__(self, transition: UnifiedTransition, precision: Precision) -> None:
+        self.transition, self.precision = transition, precision
         self.rank = transition.rank
         self.stacked = {key: transition.merged_stack(key) for key in transition.stacks}
 
@@ -218,7 +223,8 @@ class MergedSteps:
         transition = self.transition
         i = transition.intervals.index(interval)
         block = functional_block(transition._templates[i], self.parameters[i])
-        return transition.backbone.block(interval[1] - 1, h, context, call=block)
+        with self.precision(h.device):
+            return transition.backbone.block(interval[1] - 1, h, context, call=block).to(h)
 
     def n_parameters(self, grid: Grid) -> int:
         return self.transition.n_parameters(grid)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_backbones import ALL
 from tiny_objective import losses_of, objective_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklearn_diffuq._path.covariance import NoiseScales
 from sklearn_diffuq._path.mean import BlockwiseMean
@@ -173,6 +174,48 @@ def test_mixed_precision_reaches_the_blocks(epoch):
     assert all(found)
     assert rough != exact
     assert rough == pytest.approx(exact, rel=0.2)
+
+
+class _Precisions(TorchDispatchMode):
+    """Collect the precisions that operations compute in."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.is_floating_point():
+            self.found.setdefault(str(function), set()).add((result.dtype, result.shape[-1:]))
+        return result
+
+
+@pytest.mark.parametrize("epoch", [0, 3, 9])
+def test_losses_and_readout_stay_in_full_precision(epoch):
+    objective = objective_of(scales=NoiseScales(1.0, 1.0, 0.5))
+    objective.options = replace(objective.options, precision="bfloat16")
+    losses_of(objective, epoch)
+    read, readout = [], objective.backbone.readout
+
+    def recorded(h, context):
+        read.append((h.dtype, torch.is_autocast_enabled("cpu")))
+        return readout(h, context)
+
+    objective.backbone.readout = recorded
+    with _Precisions() as precisions:
+        loss = losses_of(objective, epoch)["loss"]
+    found = precisions.found
+    full = torch.float32
+    assert loss.dtype == full
+    products = [f"aten.{name}.default" for name in ("addmm", "baddbmm", "mm", "bmm")]
+    products = set().union(*(found.get(name, set()) for name in products))
+    assert torch.bfloat16 in {dtype for dtype, _ in products}
+    assert read == [(full, False)] * (2 if epoch == 9 else 0)
+    for name in ("log", "log_softmax", "_log_softmax", "logsumexp", "square", "exp", "mean.dim"):
+        for key, values in found.items():
+            if key.startswith(f"aten.{name}."):
+                assert {dtype for dtype, _ in values} == {full}, key
+    assert all(p.dtype == full for p in objective.transition.parameters())
 
 
 def test_automatic_precision_is_mixed_on_a_gpu_only():
