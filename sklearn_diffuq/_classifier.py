@@ -116,7 +116,7 @@ class DiffusionCalibratedClassifier(
         Precision of training; "auto" is bfloat16 on CUDA and float32 elsewhere. In predictions
         the wrapped model runs in its own precision, all else in float32.
     compile : bool, default=False
-        Whether to compile the transition for training.
+        Whether to compile the steps that train together (stages A and B of the user guide).
     memory : str or object with the joblib.Memory interface, default=None
         Where to keep what a fit does for its wrapped estimator, for other fits on the same rows:
         a search over `n_steps` then trains it once per split. None keeps nothing.

@@ -85,9 +85,11 @@ def _validation(
     y, weight = held_out.y.to(device), _unit_mean(held_out.weight).to(device)
 
     def validate(epoch: int) -> float:
-        total = 0.0
-        for rows, batch in unpadded_batches(held_out.inputs, device, *VALIDATION_CHUNK):
-            total += (losses(batch, y[rows]) * weight[rows]).sum().item()
+        sums = [
+            (losses(batch, y[rows]) * weight[rows]).sum()
+            for rows, batch in unpadded_batches(held_out.inputs, device, *VALIDATION_CHUNK)
+        ]
+        total: float = sum(torch.stack(sums).tolist())  # fetched once
         return total / len(held_out)
 
     return validate

@@ -56,7 +56,7 @@ class Net(skorch.NeuralNet):
 
     def initialize_optimizer(self, triggered_directly: bool | None = None) -> "Net":
         named = [(n, p) for n, p in self.module_.named_parameters() if p.requires_grad]
-        self.trained_ = [p for _, p in named]
+        self.named_, self.trained_ = named, [p for _, p in named]
         # biases, norms and other vectors are not shrunk
         plain = [p for n, p in named if p.ndim < 2 or n.endswith("bias")]
         decayed = [p for n, p in named if not (p.ndim < 2 or n.endswith("bias"))]
@@ -70,32 +70,65 @@ class Net(skorch.NeuralNet):
         return self
 
     def get_all_learnable_params(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        return ((n, p) for n, p in self.module_.named_parameters() if p.requires_grad)
+        return iter(self.named_)  # found once: to walk through the module takes as long as to clip
 
-    def train_step_single(self, batch: np.ndarray, **fit_params: Any) -> dict[str, Any]:
+    def train_step_single(self, batch: np.ndarray, **fit_params: Any) -> dict[str, torch.Tensor]:
         step = self.batch_loss(batch, self.epoch_, self.generator_)
-        loss = step["loss"]
-        if not torch.isfinite(loss):
-            raise FloatingPointError(
-                f"The training loss became {loss.item()} in epoch {self.epoch_ + 1}. Lower `lr`, "
-                f"which is {self.lr}, or check the scale of the inputs."
-            )
-        loss.backward()
-        extras = {name: float(value) for name, value in step.items() if name != "loss"}
-        return {"loss": loss.detach(), "y_pred": None, "extras": extras}
+        step["loss"].backward()
+        return {name: torch.as_tensor(value).detach() for name, value in step.items()}
 
     def train_step(self, batch: np.ndarray, **fit_params: Any) -> dict[str, Any]:
         if self.options.schedule == "cosine":
             progress = (self.epoch_ + self.position_ / self.n_batches_) / self.max_epochs
             for group in self.optimizer_.param_groups:
                 group["lr"] = self.lr * _cosine(progress, 1 / (self.n_batches_ * self.max_epochs))
-        step: dict[str, Any] = super().train_step(batch, **fit_params)
+        self.optimizer_.zero_grad()
+        step = self.train_step_single(batch)
+        named = self.get_all_learnable_params()
+        self.notify("on_grad_computed", named_parameters=list(named), batch=batch, training=True)
+        self.optimizer_.step()
         self.position_ += 1
         self.average_.update()
-        for name, value in step["extras"].items():
-            total, weight = self.extras_.get(name, (0.0, 0))
-            self.extras_[name] = (total + value * len(batch), weight + len(batch))
         return step
+
+    def run_single_epoch(
+        self, iterator: Sequence[np.ndarray], training: bool, prefix: str, step_fn: Any, **_: Any
+    ) -> None:
+        """Run the steps of an epoch; what they return is fetched once, at its end.
+
+        To fetch a scalar in every step would have the device wait for the next one.
+        """
+        steps: list[dict[str, torch.Tensor]] = []
+        try:
+            for batch in iterator:
+                self.notify("on_batch_begin", batch=batch, training=training)
+                steps.append(step_fn(batch))
+                seen = {"loss": steps[-1]["loss"], "y_pred": None}
+                self.notify("on_batch_end", batch=batch, training=training, **seen)
+        except Exception:  # what went wrong may only follow from a loss that is not finite
+            self._fetched(steps)
+            raise
+        weights = np.array([len(batch) for batch in iterator])
+        means = self._fetched(steps)
+        for entry, loss, weight in zip(
+            self.history[-1]["batches"], means.pop("loss"), weights.tolist(), strict=True
+        ):
+            entry |= {f"{prefix}_loss": loss, f"{prefix}_batch_size": weight}
+        self.history.record(f"{prefix}_batch_count", len(steps))
+        for name, values in means.items():
+            self.history.record(name, float(np.average(values, weights=weights)))
+
+    def _fetched(self, steps: list[dict[str, torch.Tensor]]) -> dict[str, list[float]]:
+        """Return the values of all steps; refuse losses that are not finite."""
+        names = steps[0] if steps else {}
+        values = {name: torch.stack([step[name] for step in steps]).tolist() for name in names}
+        bad = [value for value in values.get("loss", []) if not math.isfinite(value)]
+        if bad:
+            raise FloatingPointError(
+                f"The training loss became {bad[0]} in epoch {self.epoch_ + 1}. Lower `lr`, "
+                f"which is {self.lr}, or check the scale of the inputs."
+            )
+        return values
 
     def fit_loop(self, X: None = None, y: None = None, epochs: None = None, **_: Any) -> "Net":
         rng = np.random.default_rng(self.options.seed)
@@ -106,7 +139,6 @@ class Net(skorch.NeuralNet):
             best.offer(self._score(-1), -1)
         for epoch in range(self.max_epochs):
             self.epoch_, self.position_ = epoch, 0
-            self.extras_: dict[str, tuple[float, int]] = {}
             batches = self.epoch_batches(epoch, rng)
             self.n_batches_ = len(batches)
             self.module_.train()
@@ -119,8 +151,6 @@ class Net(skorch.NeuralNet):
         return self
 
     def _end_epoch(self, epoch: int, best: BestWeights) -> None:
-        for name, (total, weight) in self.extras_.items():
-            self.history.record(name, total / weight)
         self.history.record("lr", self.optimizer_.param_groups[0]["lr"])
         if self.validate is None:
             return

@@ -19,13 +19,15 @@ from sklearn_diffuq._backbones.context import Batch, Context, mean_over_tokens
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._path.covariance import NO_NOISE, NoiseScales, StateCovariance
 from sklearn_diffuq._path.gaussian import gaussian_kl, tile
-from sklearn_diffuq._path.mean import BlockwiseMean, Mean
+from sklearn_diffuq._path.mean import Mean
 from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.perturbation import Perturbation
 from sklearn_diffuq._path.time_grid import Grid, steps_of
 from sklearn_diffuq._propagation.propagate import tile_batch
+from sklearn_diffuq._transition.batched_steps import BatchedSteps, batched_steps
+from sklearn_diffuq._transition.teacher import Teacher
 from sklearn_diffuq._transition.training_options import TrainingOptions
-from sklearn_diffuq._transition.unified_transition import UnifiedTransition
+from sklearn_diffuq._transition.unified_transition import MergedSteps, UnifiedTransition
 
 STAGES = (0.25, 0.35)  # shares of the epochs at which stage A and stage B end
 PERTURBED_SHARE = 0.25  # of the rows in stage C
@@ -67,7 +69,7 @@ class PathObjective:
     ) -> None:
         self.backbone = backbone
         self.transition = transition
-        self.teacher = BlockwiseMean(backbone)
+        self.teacher = Teacher(backbone, training.inputs, grids)
         self.covariance = covariance
         self.scales = scales if scales.any_noise else NO_NOISE
         self.grids = list(grids)
@@ -76,98 +78,106 @@ class PathObjective:
         self.temperature = temperature
         self.options = options
         self.stage_ends = [share * options.loop.max_epochs for share in STAGES]
+        # On the host, since a drawn grid decides what the device is asked to do.
+        self._draws = torch.Generator().manual_seed(options.loop.seed)
+        self._units = {
+            grid: torch.stack([covariance.token_variance(step) for step in steps_of(grid)])
+            for grid in grids
+        }
+        self._batched: dict[Grid, BatchedSteps | None] = {}
 
     def __call__(self, rows: np.ndarray, epoch: int, generator: torch.Generator) -> Losses:
         """Return the losses of the batch `rows` as a dict of scalars; "loss" is the total."""
         device = generator.device
-        batch = self.training.inputs.batch(rows, device=device)
         y = self.training.y[rows].to(device)
         # Relative to all rows, not to the batch: a batch of light rows has to count less.
         weight = (self.training.weight[rows] / self.mean_weight).to(device)
         grid = self.grids[0]
         if len(self.grids) > 1:
-            drawn = torch.randint(len(self.grids), (), generator=generator, device=device)
-            grid = self.grids[int(drawn)]
+            grid = self.grids[int(torch.randint(len(self.grids), (), generator=self._draws))]
+        return self._loss(grid, rows, y, weight, epoch, generator)
+
+    def _precision(self, device: torch.device) -> torch.autocast:
+        """Return the context that embedding and blocks run in; the losses stay in float32."""
         mixed = self.options.mixed_precision
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
-            return self._loss(grid, batch, y, weight, epoch, generator)
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed)
 
     def _loss(
         self,
         grid: Grid,
-        batch: Batch,
+        rows: np.ndarray,
         y: Tensor,
         weight: Tensor,
         epoch: int,
         generator: torch.Generator,
     ) -> Losses:
-        with torch.no_grad():
-            h, context = self.backbone.embed(batch)
-            states = self.frozen_states(grid, h, context)
+        with self._precision(generator.device):
+            batch, context, states = self.teacher(rows, grid, generator.device)
+        merged = self.transition.merged(self._precision)
         if epoch >= self.stage_ends[1]:
-            return self._rolled_out(grid, states, context, batch, y, weight, generator)
+            return self._rolled_out(grid, merged, states, context, batch, y, weight, generator)
         if epoch < self.stage_ends[0]:
-            starts, targets = self._noisy_starts(grid, states, generator), states[1:]
+            starts, targets = self._noisy_starts(grid, states[:-1], generator), states[1:]
         else:
-            starts, targets = self._own_states(grid, h, context)
-        steps = zip(steps_of(grid), starts, strict=True)
-        means = [self.transition(start, interval, context) for interval, start in steps]
+            starts, targets = self._own_states(grid, merged, states[0], context)
+        means = self._means(grid, merged, starts, batch, context)
         loss = self._path_loss(grid, means, targets, context.mask, weight)
         return {"loss": loss, "path": loss.detach()}
 
-    def frozen_states(self, grid: Grid, h: Tensor, context: Context) -> list[Tensor]:
-        """Return the states (n, t, d) of the frozen path, one for each time of the grid."""
-        states = [h]
-        for interval in steps_of(grid):
-            states.append(self.teacher(states[-1], interval, context))
-        return states
+    def _means(
+        self, grid: Grid, merged: MergedSteps, starts: Tensor, batch: Batch, context: Context
+    ) -> Tensor:
+        """Return the means (S, n, t, d) of steps from given states, in one call where possible."""
+        if grid not in self._batched:
+            self._batched[grid] = batched_steps(self.transition, grid, batch)
+        batched = self._batched[grid]
+        with self._precision(starts.device):
+            tiled = None if batched is None else batched.context(batch, context)
+        if batched is not None and tiled is not None:
+            return batched(merged, starts, tiled)
+        steps = zip(steps_of(grid), starts, strict=True)
+        return torch.stack([merged(start, interval, context) for interval, start in steps])
 
-    def _noisy_starts(
-        self, grid: Grid, states: Sequence[Tensor], generator: torch.Generator
-    ) -> list[Tensor]:
-        """Return the states that steps start from, with a little noise (stage A)."""
-        starts = []
-        for interval, h in zip(steps_of(grid), states, strict=False):
-            scale = INPUT_NOISE * self.covariance.token_variance(interval).sqrt()
-            noise = torch.randn(h.shape, generator=generator, device=h.device)
-            starts.append(h + scale * noise)
-        return starts
+    def _noisy_starts(self, grid: Grid, states: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the states (S, n, t, d) that steps start from, with a little noise (stage A)."""
+        scale = INPUT_NOISE * self._units[grid].sqrt()[:, None, None]
+        noise = torch.randn(states.shape, generator=generator, device=states.device)
+        return torch.addcmul(states, scale, noise)
 
     @torch.no_grad()
     def _own_states(
-        self, grid: Grid, h: Tensor, context: Context
-    ) -> tuple[list[Tensor], list[Tensor]]:
+        self, grid: Grid, merged: MergedSteps, h: Tensor, context: Context
+    ) -> tuple[Tensor, Tensor]:
         """Roll the transition out; return its states and what the frozen steps make of them."""
         starts, targets = [], []
         for interval in steps_of(grid):
             starts.append(h)
-            targets.append(self.teacher(h, interval, context))
-            h = self.transition(h, interval, context)
-        return starts, targets
+            with self._precision(h.device):
+                targets.append(self.backbone.advance(h, context, *interval).to(h))
+            h = merged(h, interval, context)
+        return torch.stack(starts), torch.stack(targets)
 
     def _path_loss(
-        self,
-        grid: Grid,
-        means: Sequence[Tensor],
-        targets: Sequence[Tensor],
-        mask: Tensor | None,
-        weight: Tensor,
+        self, grid: Grid, means: Tensor, targets: Tensor, mask: Tensor | None, weight: Tensor
     ) -> Tensor:
-        """Return the mean over steps, tokens, channels of KL(frozen || unified step); eq. 3.3."""
-        total = torch.zeros((), device=weight.device)
-        for interval, mean, target in zip(steps_of(grid), means, targets, strict=True):
-            unit = self.covariance.token_variance(interval).clamp_min(1e-12)
-            variance = self.transition.variance(interval) / unit
-            floor = torch.full_like(variance, VARIANCE_FLOOR)
-            scale = unit.sqrt()
-            kl = gaussian_kl(target / scale, floor, mean / scale, floor + variance).mean(2)
-            total = total + (mean_over_tokens(kl, mask) * weight).mean()
-        return total / len(means)
+        """Return the mean over steps, tokens, channels of KL(frozen || unified step); eq. 3.3.
+
+        `means` and `targets` have shape (S, n, t, d), `mask` (n, t) and `weight` (n,).
+        """
+        unit = self._units[grid].clamp_min(1e-12)
+        variance = (self.transition.variances_of(steps_of(grid)) / unit)[:, None, None]
+        scale = unit.sqrt()[:, None, None]
+        floor = torch.full_like(variance, VARIANCE_FLOOR)
+        kl = gaussian_kl(targets / scale, floor, means / scale, floor + variance).mean(3)
+        n_steps = len(kl)
+        mask = None if mask is None else tile(mask, n_steps)
+        return (mean_over_tokens(kl.flatten(0, 1), mask) * tile(weight, n_steps)).mean()
 
     def _rolled_out(
         self,
         grid: Grid,
-        states: Sequence[Tensor],
+        merged: MergedSteps,
+        states: Tensor,
         context: Context,
         batch: Batch,
         y: Tensor,
@@ -177,10 +187,12 @@ class PathObjective:
         """Return the losses of whole paths (stage C), by their averaged probability (eq. 3.2)."""
         # An antithetic pair of paths; without noise both would be the mean.
         k = 2 if self.scales.any_noise else 1
-        tiled = context if k == 1 else self.backbone.embed(tile_batch(batch, k))[1]
+        with self._precision(states.device):
+            tiled = context if k == 1 else self.backbone.embed(tile_batch(batch, k))[1]
         h = _some_perturbed(states[0], context.mask, generator)
-        h, means = self._roll_out(grid, tile(h, k), tiled, k, generator)
-        targets = [tile(state, k) for state in states[1:]]
+        path = GaussianPath(merged, self.covariance, grid, self.scales)
+        h, means = _rolled(path, tile(h, k), tiled, k, generator)
+        targets = states[1:].repeat(1, k, 1, 1)
         path_loss = self._path_loss(grid, means, targets, tiled.mask, tile(weight, k))
         log_p = torch.log_softmax(self.backbone.readout(h, tiled).unflatten(0, (k, -1)), -1)
         log_p = torch.logsumexp(log_p, 0) - math.log(k)
@@ -203,19 +215,19 @@ class PathObjective:
         )
         return {"loss": loss} | {name: value.detach() for name, value in parts.items()}
 
-    def _roll_out(
-        self, grid: Grid, h: Tensor, context: Context, k: int, generator: torch.Generator
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Draw k antithetic paths of the transition; return their ends and the means of steps."""
-        path = GaussianPath(self.transition, self.covariance, grid, self.scales)
-        n, means = len(h) // k, []
-        for step in range(path.n_steps):
-            law = path(h, step, context, path.observe(h, step, context))
-            means.append(law.mean)
-            z = _antithetic((n, law.factor.shape[1]), k, generator)
-            eps = _antithetic((n, *h.shape[1:]), k, generator)
-            h = law.sample(z, eps)
-        return h, means
+
+def _rolled(
+    path: GaussianPath, h: Tensor, context: Context, k: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw k antithetic paths; return their ends and the means (S, k * n, t, d) of their steps."""
+    n, means = len(h) // k, []
+    for step in range(path.n_steps):
+        law = path(h, step, context, path.observe(h, step, context))
+        means.append(law.mean)
+        z = _antithetic((n, law.factor.shape[1]), k, generator)
+        eps = _antithetic((n, *h.shape[1:]), k, generator)
+        h = law.sample(z, eps)
+    return h, torch.stack(means)
 
 
 def _some_perturbed(h: Tensor, mask: Tensor | None, generator: torch.Generator) -> Tensor:

@@ -58,6 +58,7 @@ def choose_rank(
 
     def is_faithful(rank: int) -> bool:
         transition = unified_transition(backbone, intervals, rank, moments, n_shared_blocks)
+        transition.requires_grad_(False)  # its matrices are merged once
         logits = mean_logits(transition, grid, backbone, judged.inputs)
         return within_margins(logits, frozen_logits, judged.y, frozen.temperature)
 

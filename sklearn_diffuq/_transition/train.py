@@ -20,7 +20,7 @@ R2_ROWS = 64  # training rows on which the rolled-out R^2 is measured; their sta
 
 
 def train_transition(objective: PathObjective, held_out: LabelledInputs) -> list[dict]:
-    """Train the unified transition of an objective in place.
+    """Train the unified transition of an objective in place, and leave it without gradients.
 
     The epoch is chosen by the held-out negative log-likelihood of the mean path after temperature
     scaling, averaged over the time grids; the start is a candidate.
@@ -42,21 +42,22 @@ def train_transition(objective: PathObjective, held_out: LabelledInputs) -> list
     some = random_rows(len(training), R2_ROWS, loop.seed)
     with torch.no_grad():  # the frozen path does not change from epoch to epoch
         h, context = backbone.embed(training.inputs.batch(some, device=backbone.device))
-        states = objective.frozen_states(objective.grids[0], h, context)
+        states = objective.teacher.states(objective.grids[0], h, context)
     scores: list[list[float]] = []
 
     def validate(epoch: int) -> float:
-        nll = []
+        nll, merged = [], transition.merged()
         for grid in objective.grids:
-            logits = mean_logits(transition, grid, backbone, held_out.inputs)
+            logits = mean_logits(merged, grid, backbone, held_out.inputs)
             nll.append(fit_temperature(logits[None], held_out.y, held_out.weight)[1])
-        scores.append(rolled_out_r2(transition, objective.grids[0], states, context))
+        scores.append(rolled_out_r2(merged, objective.grids[0], states, context))
         return float(np.mean(nll))
 
     def epoch_batches(epoch: int, rng: np.random.Generator) -> Sequence[NDArray[np.intp]]:
         return training_batches(training.inputs, n_rows, rng)
 
     history = train_module(transition, objective, epoch_batches, loop, validate)
+    transition.requires_grad_(False)
     for entry, r2 in zip(history, scores[1:], strict=False):
         entry["rolled_out_r2"] = r2
     return history

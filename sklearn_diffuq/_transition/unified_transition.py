@@ -1,25 +1,34 @@
 """The unified transition, one network for every step of the path.
 
 `UnifiedTransition` is a block of the wrapped model whose matrices are ``W_shared + U_s V_s`` and
-whose vectors (norms, biases, gains) are per step. The block's own code runs on these parameters
-by `torch.func.functional_call`, so masks, rotary or relative positions and any architecture that
-the backbone can cut come along without code of their own. Blocks may differ: a step runs the code
+whose vectors (norms, biases, gains) are per step. The block's own code runs on these parameters, so
+masks, rotary or relative positions and any architecture that the backbone can cut come along
+without code of their own. Blocks may differ: a step runs the code
 of its own block, what blocks have in common is shared, and the rest is the step's own.
 """
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.context import Context
+from sklearn_diffuq._backbones.freezing import lock_of
 from sklearn_diffuq._backbones.precision import widened
 from sklearn_diffuq._path.time_grid import Grid, Interval, steps_of
 from sklearn_diffuq._state import State
+from sklearn_diffuq._transition.merged_steps import (
+    FrozenSteps,
+    Precision,
+    as_it_is,
+    full_precision,
+    functional_block,
+    rows_by_step,
+)
 from sklearn_diffuq._transition.parameter_stacks import is_matrix, parameter_stacks
 
 LOG_VARIANCE_BOUNDS = (-16.0, 8.0)
@@ -43,6 +52,10 @@ class UnifiedTransition(nn.Module):
 
     Notes
     -----
+    Without gradients the matrices of all steps are merged once and kept, as large as the blocks
+    that they stand for, until a parameter changes; `merged` does it for parameters that are being
+    trained. Neither is part of the state, of pickles or of copies.
+
     Shape: `forward` maps a state (n, t, d) at the start of an interval to the mean (n, t, d) at its
     end.
     """
@@ -66,6 +79,7 @@ class UnifiedTransition(nn.Module):
         # Lists hide modules from nn.Module: the blocks' code is not part of the state.
         blocks = [backbone.blocks[stop - 1] for _, stop in self.intervals]
         self._templates = [copy.deepcopy(block).to("meta").eval() for block in blocks]
+        self._frozen: FrozenSteps | None = None
         self._buffers_of = [dict(block.named_buffers()) for block in blocks]
         self.log_variance = _zeros(n, backbone.width)
         self.vectors, self.shared = nn.ParameterDict(), nn.ParameterDict()
@@ -88,9 +102,13 @@ class UnifiedTransition(nn.Module):
         size = sum(stack.size(used, self.rank) for stack in self.stacks.values())
         return size + len(used) * self.backbone.width  # the variances
 
-    def variance(self, interval: Interval) -> Tensor:
-        """Return the variance of the transition's error per channel, shape (d,)."""
-        return _variance(self.log_variance[self.intervals.index(interval)])
+    def variances_of(self, intervals: Sequence[Interval]) -> Tensor:
+        """Return the variance of the transition's error per step and channel, shape (S, d)."""
+        known: Tensor = self.log_variance
+        if tuple(intervals) != self.intervals:
+            rows = known.unbind()
+            known = torch.stack([rows[self.intervals.index(interval)] for interval in intervals])
+        return _variance(known)
 
     def variances(self) -> Tensor:
         """Return the variances of all steps it knows, detached, shape (n_intervals, d)."""
@@ -98,25 +116,63 @@ class UnifiedTransition(nn.Module):
 
     def parameter(self, key: str, i: int) -> Tensor:
         """Return the parameter `key` of interval number `i`, whose block has it."""
-        stack = self.stacks[key]
-        row = stack.steps.index(i)
+        return self.merged_stack(key)[self.stacks[key].steps.index(i)]
+
+    def merged_stack(self, key: str) -> Tensor:
+        """Return the parameter `key` of all steps that have it, stacked."""
         if key in self.vectors:
-            return self.vectors[key][row]
+            return self.vectors[key]
+        shared: Tensor = self.shared[key]
         if key not in self.up:
-            return self.shared[key][row]
-        return self.shared[key][stack.group[row]] + self.up[key][row] @ self.down[key][row]
+            return shared
+        if len(shared) > 1:  # one is broadcast; an index would have to go to the device
+            matrices = shared.unbind()
+            shared = torch.stack([matrices[g] for g in self.stacks[key].group])
+        return shared + self.up[key] @ self.down[key]
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Have the call of all steps compiled, see `BatchedSteps`; a single one takes a lock."""
+        super().compile(*args, **kwargs)
+        self._compile_options = args, kwargs
+
+    @property
+    def compile_options(self) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """What `compile` was given; None where nothing is to be compiled."""
+        return None if self._compiled_call_impl is None else self._compile_options
+
+    def merged(self, precision: Precision = as_it_is) -> "MergedSteps":
+        """Return the steps with their matrices merged now, as long as no parameter changes.
+
+        Blocks run inside of ``precision(device)``, a context; the matrices are merged outside.
+        """
+        self._frozen = None  # the steps of optimisers leave no trace
+        return MergedSteps(self, precision)
 
     def forward(self, h: Tensor, interval: Interval, context: Context) -> Tensor:
         """Return the mean of the state after a step, from the state `h` (n, t, d) before it."""
-        i = self.intervals.index(interval)
-        stacks = self.stacks.items()
-        parameters = {s.name: self.parameter(key, i) for key, s in stacks if i in s.steps}
-        parameters |= {n: widened(b.to(h.device)) for n, b in self._buffers_of[i].items()}
+        sources = self._sources()
+        if any(p.requires_grad for p in sources):
+            return self.merged()(h, interval, context)
+        with lock_of(self.backbone.module):
+            frozen = self._frozen
+            if frozen is None or not frozen.are_of(sources):
+                with full_precision(h.device):
+                    parameters = MergedSteps(self, as_it_is).parameters
+                self._frozen = frozen = FrozenSteps(self._templates, parameters, sources)
+        block = frozen.blocks[self.intervals.index(interval)]
+        return self.backbone.block(interval[1] - 1, h, context, call=block)
 
-        def call(*args: Any, **kwargs: Any) -> Any:  # whatever the block takes and returns
-            return functional_call(self._templates[i], parameters, args, kwargs)
+    def _sources(self) -> list[Tensor]:
+        """Return the parameters of the mean, without a walk through the modules."""
+        kept = (self.vectors, self.shared, self.up, self.down)
+        return [p for part in kept for p in part._parameters.values() if p is not None]
 
-        return self.backbone.block(interval[1] - 1, h, context, call=call)
+    def buffers_of(self, i: int, device: torch.device) -> dict[str, Tensor]:
+        """Return the buffers of the block of interval number `i`, in float32 at least."""
+        return {name: widened(b.to(device)) for name, b in self._buffers_of[i].items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_frozen": None}
 
     def to_state(self) -> State:
         """Return steps, rank, groups and parameters."""
@@ -134,6 +190,47 @@ class UnifiedTransition(nn.Module):
         transition = cls(config["intervals"], backbone, config["rank"], config["group"])
         transition.load_state_dict(state.tensors)
         return transition.requires_grad_(False)
+
+
+class MergedSteps:
+    """The steps of a unified transition with their matrices merged, a `Mean` that is not kept.
+
+    Gradients flow to the parameters of the transition.
+
+    Attributes
+    ----------
+    stacked : dict of str to Tensor
+        Each parameter of all steps that have it.
+    """
+
+    kind: ClassVar[str] = "unified"
+
+    def __init__(self, transition: UnifiedTransition, precision: Precision) -> None:
+        self.transition, self.precision = transition, precision
+        self.rank = transition.rank
+        self.stacked = {key: transition.merged_stack(key) for key in transition.stacks}
+
+    @cached_property
+    def parameters(self) -> list[dict[str, Tensor]]:
+        """Parameters and buffers of the block of each step."""
+        transition = self.transition
+        device, n_steps = transition.log_variance.device, len(transition.intervals)
+        with torch.enable_grad():  # what is first asked for without gradients may later need them
+            steps = rows_by_step(transition.stacks, self.stacked, n_steps)
+        return [own | transition.buffers_of(i, device) for i, own in enumerate(steps)]
+
+    def __call__(self, h: Tensor, interval: Interval, context: Context) -> Tensor:
+        transition = self.transition
+        i = transition.intervals.index(interval)
+        block = functional_block(transition._templates[i], self.parameters[i])
+        with self.precision(h.device):
+            return transition.backbone.block(interval[1] - 1, h, context, call=block).to(h)
+
+    def n_parameters(self, grid: Grid) -> int:
+        return self.transition.n_parameters(grid)
+
+    def to_state(self) -> State:
+        return self.transition.to_state()
 
 
 def _zeros(*shape: int) -> nn.Parameter:

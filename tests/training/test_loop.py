@@ -7,6 +7,7 @@ import pytest
 import torch
 from skorch.callbacks import Callback, EarlyStopping
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sklearn_diffuq._training.loop import train_module
 from sklearn_diffuq._training.loop_options import LoopOptions
@@ -314,6 +315,75 @@ def test_a_diverging_loss_says_so():
             max_epochs=2,
             lr=0.1,
         )
+
+
+def test_what_follows_from_a_diverged_loss_is_not_what_is_said():
+    module = linear()
+
+    def batch_loss(rows, epoch, generator):
+        loss = squared_loss(module)(rows, epoch, generator)["loss"]
+        if not torch.isfinite(loss):  # as a decomposition of the weights would
+            raise ValueError("not positive definite")
+        return {"loss": loss * (math.inf if rows[0] == 16 else 1)}
+
+    with pytest.raises(FloatingPointError, match="became inf in epoch 1"):
+        train(module, batch_loss, in_order, max_epochs=1, lr=0.1)
+
+
+class Fetches(TorchDispatchMode):
+    """Count how often a scalar is fetched, for which a GPU has to finish all that was asked."""
+
+    def __init__(self):
+        super().__init__()
+        self.n = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.n += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_step_waits_for_the_device():
+    def fetched(n_batches):
+        module = linear()
+
+        def batch_loss(rows, epoch, generator):
+            loss = squared_loss(module)(rows, epoch, generator)["loss"]
+            return {"loss": loss, "extra": loss.detach() * 2}
+
+        with Fetches() as fetches:
+            history = train(
+                module,
+                batch_loss,
+                lambda epoch, rng: np.array_split(np.arange(64), n_batches),
+                max_epochs=2,
+                lr=0.1,
+                average=0.9,
+            )
+        assert history[0]["extra"] == pytest.approx(2 * history[0]["train_loss"])
+        return fetches.n
+
+    assert fetched(32) == fetched(2)
+
+
+def test_losses_of_batches_are_in_the_history_that_callbacks_see():
+    module, seen = linear(), []
+
+    class Watch(Callback):
+        def on_epoch_end(self, net, **kwargs):
+            seen.append(net.history[-1, "batches", :, ["train_loss", "train_batch_size"]])
+
+    history = train(
+        module,
+        squared_loss(module),
+        lambda epoch, rng: [np.arange(16), np.arange(16, 64)],
+        max_epochs=1,
+        lr=0.1,
+        callbacks=[Watch()],
+    )
+    (losses,) = seen
+    assert [n for _, n in losses] == [16, 48]
+    mean = (losses[0][0] * 16 + losses[1][0] * 48) / 64
+    assert history[0]["train_loss"] == pytest.approx(mean)
 
 
 def test_verbose_prints_one_line_per_epoch(capsys):

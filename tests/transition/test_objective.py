@@ -6,57 +6,17 @@ import numpy as np
 import pytest
 import torch
 from tiny_backbones import ALL
+from tiny_objective import losses_of, objective_of
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs, LabelledInputs
-from sklearn_diffuq._path.covariance import NO_NOISE, NoiseScales, fit_covariance
+from sklearn_diffuq._path.covariance import NoiseScales
 from sklearn_diffuq._path.mean import BlockwiseMean
-from sklearn_diffuq._path.statistics import collect_statistics
-from sklearn_diffuq._path.time_grid import steps_of, time_grid
-from sklearn_diffuq._training.loop_options import LoopOptions
 from sklearn_diffuq._transition import objective as objective_module
-from sklearn_diffuq._transition.closed_form_start import unified_transition
 from sklearn_diffuq._transition.objective import (
     PERTURBED_SHARE,
     VARIANCE_FLOOR,
-    PathObjective,
     rolled_out_r2,
 )
-from sklearn_diffuq._transition.training_options import TrainingOptions
-
-
-class _Batch(EncodedInputs):
-    """Rows that are a ready batch."""
-
-    def __init__(self, batch):
-        self.tensors = batch
-
-    def batch(self, rows, length=None, device="cpu"):
-        return {name: value[rows] for name, value in self.tensors.items()}
-
-
-def _objective(
-    name="bert", rank=2, counts=None, sample_weight=None, scales=NO_NOISE, max_epochs=10, **weights
-):
-    backbone, batch = ALL[name]()
-    grids = [time_grid(backbone.n_blocks, n) for n in counts or (backbone.n_blocks,)]
-    steps = sorted({step for grid in grids for step in steps_of(grid)})
-    statistics = collect_statistics(backbone, [batch], steps, with_moments=True)
-    covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
-    transition = unified_transition(backbone, steps, rank, statistics.moments)
-    with torch.no_grad():
-        transition.log_variance.copy_((0.1 * covariance.token_variances).log())
-    n = len(next(iter(batch.values())))
-    sample_weight = torch.ones(n) if sample_weight is None else torch.tensor(sample_weight)
-    training = LabelledInputs(_Batch(batch), torch.arange(n) % 2, sample_weight)
-    weights = {"path_weight": 1.0, "distillation_weight": 1.0, "label_weight": 1.0} | weights
-    loop = LoopOptions(max_epochs=max_epochs, lr=1e-3)
-    options = TrainingOptions(batch_size=4, precision="float32", loop=loop, **weights)
-    return PathObjective(backbone, transition, covariance, scales, grids, training, 1.7, options)
-
-
-def _call(objective, epoch, rows=(0, 1, 2, 3)):
-    with objective.backbone.frozen():
-        return objective(np.array(rows), epoch, torch.Generator().manual_seed(0))
 
 
 @pytest.fixture
@@ -67,31 +27,31 @@ def no_perturbation(monkeypatch):
 @pytest.mark.usefixtures("no_perturbation")
 @pytest.mark.parametrize("name", ALL)
 def test_an_exact_transition_has_no_path_loss_but_its_own_variance(name):
-    objective = _objective(name, rank=None)
+    objective = objective_of(name, rank=None)
     variance = objective.transition.variances() / objective.covariance.token_variances
     ratio = VARIANCE_FLOOR / (VARIANCE_FLOOR + variance)
     expected = float((0.5 * (ratio - 1 - ratio.log())).mean())
-    assert float(_call(objective, 3)["path"]) == pytest.approx(expected, rel=1e-3)  # stage B
-    losses = _call(objective, 9)  # stage C without noise
+    assert float(losses_of(objective, 3)["path"]) == pytest.approx(expected, rel=1e-3)  # stage B
+    losses = losses_of(objective, 9)  # stage C without noise
     assert float(losses["path"]) == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_share_of_the_rows_starts_perturbed_and_is_drawn_to_the_unperturbed_path():
-    objective = _objective("vit", rank=None)
+    objective = objective_of("vit", rank=None)
     h = torch.randn(400, 3, 16, generator=torch.Generator().manual_seed(0))
     started = objective_module._some_perturbed(h, None, torch.Generator().manual_seed(0))
     changed = (started - h).abs().amax((1, 2)) > 0
     assert float(changed.double().mean()) == pytest.approx(PERTURBED_SHARE, abs=0.06)
-    quiet = float(_call(_objective("vit", rank=None), 3)["path"])
-    losses = [float(_call(objective, 9, rows=[i])["path"]) for i in range(6)]
+    quiet = float(losses_of(objective_of("vit", rank=None), 3)["path"])
+    losses = [float(losses_of(objective, 9, rows=[i])["path"]) for i in range(6)]
     assert all(loss >= quiet - 1e-5 for loss in losses)  # an exact transition errs on these alone
 
 
 @pytest.mark.usefixtures("no_perturbation")
 def test_rolled_out_losses_are_those_of_the_averaged_probabilities():
-    objective = _objective(rank=None)
+    objective = objective_of(rank=None)
     rows = np.arange(4)
-    losses = _call(objective, 9, rows)
+    losses = losses_of(objective, 9, rows)
     backbone = objective.backbone
     with backbone.frozen(), torch.no_grad():
         logits = backbone.logits(objective.training.inputs.batch(rows)).double()
@@ -107,18 +67,18 @@ def test_rolled_out_losses_are_those_of_the_averaged_probabilities():
 
 @pytest.mark.parametrize("zeroed", ["path_weight", "distillation_weight", "label_weight"])
 def test_each_weight_switches_its_loss_off(zeroed):
-    losses = _call(_objective(**{zeroed: 0.0}), 9)
+    losses = losses_of(objective_of(**{zeroed: 0.0}), 9)
     name = zeroed.removesuffix("_weight")
     others = sum(float(v) for k, v in losses.items() if k not in ("loss", name))
     assert float(losses["loss"].detach()) == pytest.approx(others, rel=1e-5)
 
 
 def test_the_losses_of_a_pair_of_paths_are_those_of_their_mean_probabilities():
-    objective = _objective(scales=NoiseScales(2.0, 2.0, 0.0))
+    objective = objective_of(scales=NoiseScales(2.0, 2.0, 0.0))
     ends = []
     readout = objective.backbone.readout
     objective.backbone.readout = lambda h, context: ends.append(readout(h, context)) or ends[-1]
-    losses = _call(objective, 9)
+    losses = losses_of(objective, 9)
     p = torch.softmax(ends[0].detach().double().unflatten(0, (2, 4)), -1)
     assert (p[0] - p[1]).abs().max() > 0.01
     p = p.mean(0)
@@ -138,30 +98,32 @@ def test_a_pair_of_paths_has_opposite_draws():
 
 
 def test_noise_reaches_the_rolled_out_loss():
-    quiet = float(_call(_objective(), 9)["label"])
-    noisy = float(_call(_objective(scales=NoiseScales(1.0, 1.0, 0.0)), 9)["label"])
+    quiet = float(losses_of(objective_of(), 9)["label"])
+    noisy = float(losses_of(objective_of(scales=NoiseScales(1.0, 1.0, 0.0)), 9)["label"])
     assert abs(noisy - quiet) > 1e-4
 
 
 @pytest.mark.usefixtures("no_perturbation")
 @pytest.mark.parametrize("epoch", [3, 9])
 def test_a_weight_counts_as_repetition(epoch):
-    weighted = _call(_objective(sample_weight=[3.0, 1, 2, 2, 2, 2]), epoch, rows=(0, 1))
-    repeated = _call(_objective(), epoch, rows=(0, 0, 0, 1))
+    weighted = losses_of(objective_of(sample_weight=[3.0, 1, 2, 2, 2, 2]), epoch, rows=(0, 1))
+    repeated = losses_of(objective_of(), epoch, rows=(0, 0, 0, 1))
     assert float(weighted["path"]) == pytest.approx(float(repeated["path"]), rel=1e-4)
 
 
 @pytest.mark.usefixtures("no_perturbation")
 @pytest.mark.parametrize("epoch", [3, 9])
 def test_a_batch_of_light_rows_counts_less(epoch):
-    light = _call(_objective(sample_weight=[0.5, 0.5, 1.25, 1.25, 1.25, 1.25]), epoch, rows=(0, 1))
-    plain = _call(_objective(), epoch, rows=(0, 1))
+    light = losses_of(
+        objective_of(sample_weight=[0.5, 0.5, 1.25, 1.25, 1.25, 1.25]), epoch, rows=(0, 1)
+    )
+    plain = losses_of(objective_of(), epoch, rows=(0, 1))
     assert float(light["loss"].detach()) == pytest.approx(float(plain["loss"].detach()) / 2)
 
 
 def test_stages_train_the_transition_and_never_the_backbone():
     for epoch in (0, 3, 9):
-        objective = _objective()
+        objective = objective_of()
         with objective.backbone.frozen():
             losses = objective(np.arange(4), epoch, torch.Generator().manual_seed(0))
             losses["loss"].backward()
@@ -170,19 +132,19 @@ def test_stages_train_the_transition_and_never_the_backbone():
 
 
 def test_rolled_out_r2_is_one_for_the_frozen_path_and_less_for_another():
-    objective = _objective(rank=1)
+    objective = objective_of(rank=1)
     backbone = objective.backbone
     with backbone.frozen():
         h, context = backbone.embed(objective.training.inputs.batch(np.arange(6)))
         transition = objective.transition
         teacher, (grid,) = BlockwiseMean(backbone), objective.grids
-        states = objective.frozen_states(grid, h, context)
+        states = objective.teacher.states(grid, h, context)
         assert rolled_out_r2(teacher, grid, states, context) == [1.0] * 3
         assert max(rolled_out_r2(transition, grid, states, context)) < 0.999
 
 
 def test_batches_take_turns_at_the_time_grids():
-    objective = _objective("vit", counts=(4, 2, 1))
+    objective = objective_of("vit", counts=(4, 2, 1))
     generator = torch.Generator().manual_seed(0)
     reached = torch.zeros(len(objective.transition.intervals))
     with objective.backbone.frozen():
@@ -197,24 +159,67 @@ def test_batches_take_turns_at_the_time_grids():
 
 @pytest.mark.parametrize("epoch", [0, 3, 9])
 def test_mixed_precision_reaches_the_blocks(epoch):
-    objective = _objective()
+    objective = objective_of()
     objective.options = replace(objective.options, precision="bfloat16")
     assert objective.options.mixed_precision
+    losses_of(objective, epoch)  # the first call proves in full precision what can be batched
     found = []
-    advance = objective.teacher.backbone.block
-    objective.teacher.backbone.block = lambda *args, **kwargs: (
+    advance = objective.backbone.block
+    objective.backbone.block = lambda *args, **kwargs: (
         found.append(torch.is_autocast_enabled("cpu")) or advance(*args, **kwargs)
     )
-    exact = float(_call(_objective(), epoch)["loss"].detach())
-    rough = float(_call(objective, epoch)["loss"].detach())
+    exact = float(losses_of(objective_of(), epoch)["loss"].detach())
+    rough = float(losses_of(objective, epoch)["loss"].detach())
     assert found
     assert all(found)
     assert rough != exact
     assert rough == pytest.approx(exact, rel=0.2)
 
 
+class _Precisions(TorchDispatchMode):
+    """Collect the precisions that operations compute in."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.is_floating_point():
+            self.found.setdefault(str(function), set()).add((result.dtype, result.shape[-1:]))
+        return result
+
+
+@pytest.mark.parametrize("epoch", [0, 3, 9])
+def test_losses_and_readout_stay_in_full_precision(epoch):
+    objective = objective_of(scales=NoiseScales(1.0, 1.0, 0.5))
+    objective.options = replace(objective.options, precision="bfloat16")
+    losses_of(objective, epoch)
+    read, readout = [], objective.backbone.readout
+
+    def recorded(h, context):
+        read.append((h.dtype, torch.is_autocast_enabled("cpu")))
+        return readout(h, context)
+
+    objective.backbone.readout = recorded
+    with _Precisions() as precisions:
+        loss = losses_of(objective, epoch)["loss"]
+    found = precisions.found
+    full = torch.float32
+    assert loss.dtype == full
+    products = [f"aten.{name}.default" for name in ("addmm", "baddbmm", "mm", "bmm")]
+    products = set().union(*(found.get(name, set()) for name in products))
+    assert torch.bfloat16 in {dtype for dtype, _ in products}
+    assert read == [(full, False)] * (2 if epoch == 9 else 0)
+    for name in ("log", "log_softmax", "_log_softmax", "logsumexp", "square", "exp", "mean.dim"):
+        for key, values in found.items():
+            if key.startswith(f"aten.{name}."):
+                assert torch.bfloat16 not in {dtype for dtype, _ in values}, key
+    assert all(p.dtype == full for p in objective.transition.parameters())
+
+
 def test_automatic_precision_is_mixed_on_a_gpu_only():
-    options = _objective().options
+    options = objective_of().options
     for device, mixed in (("cpu", False), ("cuda:0", True)):
         loop = replace(options.loop, device=device)
         assert replace(options, precision="auto", loop=loop).mixed_precision is mixed

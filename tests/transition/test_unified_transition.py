@@ -1,9 +1,12 @@
 """The unified transition: closed-form start against independent answers."""
 
+import copy
 import pickle
+import threading
 
 import pytest
 import torch
+from operation_counts import operations
 from tiny_backbones import ALL, UNEQUAL
 
 from sklearn_diffuq._path.statistics import collect_statistics
@@ -212,8 +215,9 @@ def test_variances_are_those_of_the_steps_and_bounded():
         transition.log_variance.copy_(torch.linspace(-40, 40, 32).reshape(2, 16))
     assert transition.variances().shape == (2, 16)
     assert not transition.variances().requires_grad
-    for row, interval in zip(transition.variances(), transition.intervals):
-        assert torch.equal(transition.variance(interval), row)
+    assert torch.equal(transition.variances_of(transition.intervals), transition.variances())
+    last_first = transition.variances_of(transition.intervals[::-1])
+    assert torch.equal(last_first, transition.variances().flip(0))
     low, high = transition.variances().aminmax()
     torch.testing.assert_close(torch.stack([low, high]).log(), torch.tensor([-16.0, 8.0]))
 
@@ -270,6 +274,98 @@ def test_a_step_of_unequal_blocks_is_the_mean_over_those_that_have_a_parameter()
     for step, last, key in [(0, 2, ""), (1, 4, "@20x16"), (2, 4, "@20x16")]:
         found = transition.parameter("mlp/fc1/weight" + key, step)
         torch.testing.assert_close(found, blocks[last].mlp.fc1.weight)
+
+
+def _frozen_logits(backbone, transition, batch):
+    return _logits(backbone, transition.requires_grad_(False), batch)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_frozen_step_dispatches_what_a_block_of_the_wrapped_model_does(name):
+    backbone, batch = EVERY[name]()
+    transition = _start(backbone, batch, backbone.n_blocks, 2).requires_grad_(False)
+    with backbone.frozen(), torch.no_grad():
+        h, context = backbone.embed(batch)
+        for _ in range(2):
+            counts = [operations(lambda: transition(h, (0, 1), context)) for _ in range(2)]
+        assert counts[1] == operations(lambda: backbone.block(0, h, context))
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("n_shared_blocks", [1, 2])
+def test_merged_steps_are_the_matrices_written_out(name, n_shared_blocks):
+    backbone, batch = EVERY[name]()
+    transition = _start(backbone, batch, 3, 2, n_shared_blocks=n_shared_blocks)
+    for key, stack in transition.stacks.items():
+        for row, step in enumerate(stack.steps):
+            expected = (transition.vectors if key in transition.vectors else transition.shared)[key]
+            if key in transition.up:
+                delta = transition.up[key][row] @ transition.down[key][row]
+                expected = expected[stack.group[row]] + delta
+            else:
+                expected = expected[row]
+            assert torch.equal(transition.parameter(key, step), expected)
+    trained = _logits(backbone, transition.merged(), batch, _grid(transition))
+    assert torch.equal(_frozen_logits(backbone, transition, batch), trained)
+
+
+def test_what_is_merged_follows_the_parameters():
+    backbone, batch = ALL["bert"]()
+    transition = _start(backbone, batch, 3, 2)
+    before = _frozen_logits(backbone, transition, batch)
+    state = {name: value.clone() for name, value in transition.state_dict().items()}
+    with torch.no_grad():
+        transition.shared["output/dense/weight"] += 0.1
+    changed = _frozen_logits(backbone, transition, batch)
+    assert not torch.equal(changed, before)
+    transition.load_state_dict(state)
+    assert torch.equal(_frozen_logits(backbone, transition, batch), before)
+    transition.shared["output/dense/weight"] = torch.nn.Parameter(
+        state["shared.output/dense/weight"] + 0.1, requires_grad=False
+    )
+    assert torch.equal(_frozen_logits(backbone, transition, batch), changed)
+    transition.double().float()  # moved and back
+    assert torch.equal(_frozen_logits(backbone, transition, batch), changed)
+    transition.requires_grad_(True)
+    optimiser = torch.optim.AdamW(transition.parameters(), lr=0.1, fused=True)
+    with backbone.frozen():
+        _follow(backbone, transition, batch, _grid(transition)).sum().backward()
+    optimiser.step()  # does not count its changes
+    trained = _logits(backbone, transition, batch)
+    assert not torch.equal(trained, changed)
+    assert torch.equal(_frozen_logits(backbone, transition, batch), trained)
+
+
+def test_what_is_merged_is_neither_saved_nor_copied():
+    backbone, batch = ALL["bert"]()
+    transition = _start(backbone, batch, 3, 2)
+    sizes = [len(pickle.dumps(transition))]
+    expected = _frozen_logits(backbone, transition, batch)
+    sizes.append(len(pickle.dumps(transition)))
+    assert sizes[1] == pytest.approx(sizes[0], abs=200)  # flags of the parameters
+    assert len(transition.state_dict()) == len(list(transition.parameters()))
+    other = copy.deepcopy(transition)
+    with torch.no_grad():
+        other.shared["output/dense/weight"] += 0.1
+    assert not torch.equal(_frozen_logits(backbone, other, batch), expected)
+    assert torch.equal(_frozen_logits(backbone, transition, batch), expected)
+
+
+def test_threads_share_what_is_merged():
+    backbone, batch = ALL["vit"]()
+    transition = _start(backbone, batch, 4, 2).requires_grad_(False)
+    expected = _logits(backbone, pickle.loads(pickle.dumps(transition)), batch)
+    found = [None] * 4
+
+    def predict(i):
+        found[i] = _logits(backbone, transition, batch)
+
+    threads = [threading.Thread(target=predict, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(logits, expected) for logits in found)
 
 
 def test_a_layer_that_only_gets_zeros_has_a_start():
