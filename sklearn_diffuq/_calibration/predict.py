@@ -98,13 +98,11 @@ class CalibratedPath:
                 values.append(end.variance.cpu().numpy())
             # copies, since values may be parts of larger arrays
             tensors = tuple(torch.from_numpy(np.array(value, order="C")) for value in values)
-            return tensors, end.state
+            return tensors, end.state.unflatten(0, (len(end.logits), -1)).transpose(0, 1)
 
-        key, device = (path.grid, scales, self.inference), backbone.device
+        key, device = (path.grid, scales, self.inference, self.n_samples), backbone.device
 
         def of_chunk(n_rows: int, rows: np.ndarray, length: int | None) -> tuple[Tensor, ...]:
-            if noise is not None:  # paths share the chunk of a row already
-                return of_batch(inputs.batch(rows, length, device), 0)[0]
             return self.few.run(key, of_batch, inputs, n_rows, rows, length, device)
 
         with backbone.frozen(), torch.no_grad():

@@ -1,6 +1,7 @@
 """Batches of encoded inputs: of fixed shapes for inference, shuffled for training."""
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,9 +10,35 @@ from torch import Tensor
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
 from sklearn_diffuq._inputs.not_finite import NotFiniteError, rows_not_finite
 
-# Rows and, for text, tokens in a chunk of inference.
-CPU_CHUNK = 64, 1024
-GPU_CHUNK = 512, 2**15
+
+class ChunkSize(NamedTuple):
+    """How much is in a chunk of inference.
+
+    Attributes
+    ----------
+    rows : int
+        Most rows.
+    tokens : int
+        Most tokens of text.
+    few_numbers : int
+        Rows of few numbers each, such as those of tables, are as many as hold this many, if that is
+        more; up to eight times `rows`.
+    """
+
+    rows: int
+    tokens: int
+    few_numbers: int
+
+    def of(self, inputs: EncodedInputs) -> "ChunkSize":
+        """Return the size for some inputs."""
+        if inputs.row_size is None:
+            return self
+        rows = self.few_numbers // max(inputs.row_size, 1)
+        return self._replace(rows=min(max(rows, self.rows), 8 * self.rows))
+
+
+CPU_CHUNK = ChunkSize(64, 1024, 2**14)
+GPU_CHUNK = ChunkSize(512, 2**15, 2**17)
 
 
 def _bucket(length: int, max_length: int | None) -> int:
@@ -103,8 +130,8 @@ def training_batches(
 def unpadded_batches(
     inputs: EncodedInputs,
     device: str | torch.device = "cpu",
-    max_rows: int = CPU_CHUNK[0],
-    max_tokens: int = CPU_CHUNK[1],
+    max_rows: int = CPU_CHUNK.rows,
+    max_tokens: int = CPU_CHUNK.tokens,
 ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
     """Yield ``(rows, batch)`` of exactly these rows, where the last bits do not matter."""
     for rows, _, length in inference_batches(inputs, max_rows, max_tokens):
@@ -113,7 +140,9 @@ def unpadded_batches(
 
 def unpadded_order(inputs: EncodedInputs) -> np.ndarray:
     """Return the order in which `unpadded_batches` yields the rows."""
-    return np.concatenate([rows for rows, _, _ in inference_batches(inputs, *CPU_CHUNK)])
+    return np.concatenate(
+        [rows for rows, _, _ in inference_batches(inputs, CPU_CHUNK.rows, CPU_CHUNK.tokens)]
+    )
 
 
 def map_rows(
@@ -170,10 +199,10 @@ def map_chunks(
     NotFiniteError
         If a value is NaN or infinite; it names the rows.
     """
-    max_rows, max_tokens = CPU_CHUNK if torch.device(device).type == "cpu" else GPU_CHUNK
-    max_rows = max(1, 2 * max_rows // max(n_paths, 2))
+    size = (CPU_CHUNK if torch.device(device).type == "cpu" else GPU_CHUNK).of(inputs)
+    max_rows = max(1, 2 * size.rows // max(n_paths, 2))
     results: tuple[np.ndarray, ...] = ()
-    for rows, padded_rows, length in inference_batches(inputs, max_rows, max_tokens):
+    for rows, padded_rows, length in inference_batches(inputs, max_rows, size.tokens):
         try:
             values = run(len(rows), padded_rows, length)
         except NotFiniteError as error:  # the other rows of the batch only fill it up

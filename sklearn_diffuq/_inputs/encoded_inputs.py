@@ -4,6 +4,7 @@ Nothing of size samples x tokens or samples x pixels is ever built: token ids st
 transforms run per batch.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from sklearn_diffuq._inputs.columns import Column, Mask, Ragged
+from sklearn_diffuq._inputs.columns import Column, Dense, Mask, Ragged
 from sklearn_diffuq._inputs.not_finite import NotFiniteError, UnreadableError, rows_not_finite
 
 
@@ -55,6 +56,12 @@ class EncodedInputs:
     def names(self) -> list[str]:
         """Names of the model inputs, in the order of a batch."""
         return list(self._columns)
+
+    @property
+    def row_size(self) -> int | None:
+        """How many numbers a row has, where that is known without making one."""
+        shapes = [c.array.shape[1:] for c in self.columns if isinstance(c, Dense)]
+        return sum(map(math.prod, shapes)) if len(shapes) == len(self.columns) else None
 
     @property
     def columns(self) -> list[Column]:

@@ -189,29 +189,39 @@ def propagate(
     than `n_read` rows, the readout sees copies of the first as well: it works on one vector per
     row, and products of few rows sum in another order than those of many.
     """
+    n_rows = len(next(iter(batch.values())))
+    if noise is None and n_rows >= n_read:
+        walk = MeanWalk(path, look)
+        return walk.end(backbone.walk(batch, walk))
+    h, context = backbone.embed(batch)
     if noise is None:
         walk = MeanWalk(path, look)
-        if len(next(iter(batch.values()))) >= n_read:
-            return walk.end(backbone.walk(batch, walk))
-        h, context = backbone.embed(batch)
         for k in range(backbone.n_blocks):
             h = walk(k, h, context)
-        return walk.end(_read_among(backbone, batch, h, n_read)[: len(h)])
-    h, context = backbone.embed(batch)
+        return walk.end(_read_among(backbone, batch, h, n_read)[0])
     if look is not None:
         look(h, context)
     _, tiled = backbone.embed(tile_batch(batch, noise.n_paths))
     end = follow_samples(path, h, context, tiled, noise)
-    logits = backbone.readout(end.state, tiled).unflatten(0, (noise.n_paths, len(h)))
+    if n_rows < n_read:
+        logits = _read_among(backbone, batch, end.state, n_read)
+    else:
+        logits = backbone.readout(end.state, tiled).unflatten(0, (noise.n_paths, n_rows))
     return PathLogits(logits, end.state, end.variance, end.distance)
 
 
 def _read_among(backbone: Backbone, batch: Batch, h: Tensor, n_read: int) -> Tensor:
-    """Return the logits (n_read, n_classes) of states, followed by copies of the first one."""
-    rows = torch.arange(n_read) % len(h)
+    """Return the logits (K, n, n_classes) of states (K * n, t, d), read among copies of them.
+
+    Every path has `n_read` rows then, as in a full chunk.
+    """
+    n_rows = len(next(iter(batch.values())))
+    rows = torch.arange(n_read) % n_rows
     copies = {name: value[rows.to(value.device)] for name, value in batch.items()}
-    h = h[rows.to(h.device)]
-    return backbone.readout(h, Context(copies, token_mask(copies, h), calls=(), slots=()))
+    h = h.unflatten(0, (-1, n_rows))[:, rows.to(h.device)]
+    copies, n_paths, h = tile_batch(copies, len(h)), len(h), h.flatten(0, 1)
+    context = Context(copies, token_mask(copies, h), calls=(), slots=())
+    return backbone.readout(h, context).unflatten(0, (n_paths, n_read))[:, :n_rows]
 
 
 def tile_batch(batch: Batch, k: int) -> Batch:

@@ -9,7 +9,9 @@ from sklearn_diffuq._inputs.batching import (
     training_batches,
     unpadded_batches,
 )
+from sklearn_diffuq._inputs.columns import Dense
 from sklearn_diffuq._inputs.encode_mapping import encode_mapping
+from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
 from sklearn_diffuq._inputs.table_encoder import encode_table
 
 
@@ -131,15 +133,18 @@ def test_map_rows_gives_a_row_the_same_batch_shape_in_any_company(texts, n_paths
         assert torch.equal(shapes(texts.take([i])), together[[i]])
 
 
-def test_more_paths_make_smaller_chunks():
-    inputs = encode_table(np.zeros((200, 1)))
-    sizes = []
-    for n in (1, 2, 4, 999):
-        (size,) = map_rows(
-            lambda batch: (torch.full((200,), len(batch["x_num"])),), inputs, n_paths=n
-        )
-        sizes.append(int(size[0]))
-    assert sizes == [64, 64, 32, 1]
+def test_more_paths_make_smaller_chunks_and_few_numbers_larger_ones():
+    def sizes(n_numbers):
+        def size(batch):
+            n = len(batch["x"])
+            return (torch.full((n,), n),)
+
+        inputs = EncodedInputs({"x": Dense(np.zeros((200, n_numbers)))})
+        return [int(map_rows(size, inputs, n_paths=n)[0][0]) for n in (1, 2, 4, 999)]
+
+    assert sizes(1000) == [64, 64, 32, 1]
+    assert sizes(128) == [128, 128, 64, 1]
+    assert sizes(0) == sizes(1) == [512, 512, 256, 1]
 
 
 def test_unpadded_batches_hold_each_row_once(texts):

@@ -8,13 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from operation_counts import operations
 from transformers import BertConfig, BertForSequenceClassification
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._calibration.calibration import Calibration
 from sklearn_diffuq._calibration.predict import CalibratedPath
-from sklearn_diffuq._inputs.batching import CPU_CHUNK, unpadded_batches
+from sklearn_diffuq._inputs.batching import (
+    CPU_CHUNK,
+    GPU_CHUNK,
+    inference_batches,
+    unpadded_batches,
+)
 from sklearn_diffuq._inputs.columns import Ragged
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
 from sklearn_diffuq._path.covariance import NoiseScales, fit_covariance
@@ -26,14 +31,6 @@ from sklearn_diffuq._propagation.linearised import linearise_all
 from sklearn_diffuq._propagation.margin_table import MomentTable
 
 NOISE = NoiseScales(0.3, 0.2, 0.3)
-
-
-class _Operations(TorchDispatchMode):
-    n = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.n += 1
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +57,17 @@ def bert():
 def _of_a_chunk(bert, inference, calibration):
     """Return the operations of one chunk more, and of the model's forward on such a chunk."""
     backbone, inputs, path, _ = bert
-    n_rows = CPU_CHUNK[1] // 24  # 20 tokens are padded to 24
+    n_rows = CPU_CHUNK.tokens // 24  # 20 tokens are padded to 24
     calibrated = CalibratedPath(path, calibration, inference, 8, 0)
-    counts = []
-    for n_chunks in (1, 2):
+
+    def predict(n_chunks):
         rows = inputs.take(np.arange(n_chunks * n_rows))
-        with _Operations() as operations:
-            calibrated.probabilities(backbone, rows, lambda proba: [proba.mean(0)])
-        counts.append(operations.n)
+        calibrated.probabilities(backbone, rows, lambda proba: [proba.mean(0)])
+
     batch = inputs.batch(np.arange(n_rows), 24)
-    with backbone.frozen(), torch.no_grad(), _Operations() as operations:
-        backbone.module(**batch)
-    return counts[1] - counts[0], operations.n
+    with backbone.frozen(), torch.no_grad():
+        wrapped = operations(lambda: backbone.module(**batch))
+    return operations(lambda: predict(2)) - operations(lambda: predict(1)), wrapped
 
 
 @pytest.mark.parametrize(("inference", "bar"), [("mean", 1.3), ("moments", 1.7)])
@@ -81,3 +77,9 @@ def test_a_chunk_costs_few_more_operations_than_the_wrapped_model(bert, inferenc
         calibration = replace(calibration, scales=NoiseScales(), table=None)
     ours, wrapped = _of_a_chunk(bert, inference, calibration)
     assert wrapped < ours <= bar * wrapped
+
+
+def test_a_thousand_texts_of_128_tokens_are_few_chunks_for_a_device_with_room():
+    texts = EncodedInputs({"input_ids": Ragged([np.ones(128, dtype=np.int64)] * 1024, 0)})
+    sizes = GPU_CHUNK.of(texts)
+    assert len(list(inference_batches(texts, sizes.rows, sizes.tokens))) <= 8
