@@ -14,7 +14,7 @@ from sklearn_diffuq._calibration.calibrator import Calibrator, Reference
 from sklearn_diffuq._calibration.held_out import warn_of_unfit_rows
 from sklearn_diffuq._calibration.output_order import warn_of_doubtful_outputs
 from sklearn_diffuq._fitted_path import FittedPath
-from sklearn_diffuq._inputs.batching import unpadded_batches, unpadded_order
+from sklearn_diffuq._inputs.batching import CPU_CHUNK, unpadded_batches, unpadded_order
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.not_finite import rows_blamed, rows_not_finite
 from sklearn_diffuq._inputs.rows import random_rows
@@ -26,6 +26,7 @@ from sklearn_diffuq._path.mean import BlockwiseMean
 from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.statistics import PathStatistics, collect_statistics, own_states
 from sklearn_diffuq._path.time_grid import Grid, steps_of, time_grid
+from sklearn_diffuq._propagation.linearised import kept_chunk
 from sklearn_diffuq._propagation.propagate import mean_logits
 from sklearn_diffuq._transition.closed_form_start import unified_transition
 from sklearn_diffuq._transition.objective import PathObjective
@@ -111,7 +112,9 @@ def fit_path(
     some = training.take(random_rows(len(training), MAX_STATISTICS_ROWS, options.seed))
     intervals = sorted({interval for grid in grids.values() for interval in steps_of(grid)})
     is_unified = options.transition == "unified"
-    statistics = collect_statistics(backbone, _batches(some, backbone), intervals, is_unified)
+    chunk = kept_chunk(some.inputs, backbone.device)
+    batches = _batches(some, backbone, chunk)
+    statistics = collect_statistics(backbone, batches, intervals, is_unified)
     _check_finite(statistics, some)
     embedding = EmbeddingMoments.of(statistics.embedded)
     if held_out.inputs.source != training.inputs.source:  # given, not split off
@@ -150,7 +153,7 @@ def fit_transition(
     path : GaussianPath
         The frozen path.
     statistics : PathStatistics
-        Of the frozen path.
+        Of the frozen path; its moments are given up.
     grids : sequence of tuple of int
         Time grids to fit for.
     training : LabelledInputs
@@ -173,6 +176,7 @@ def fit_transition(
         moments, n_shared_blocks = statistics.moments, options.n_shared_blocks
         rank = choose_rank(backbone, moments, held_out, n_shared_blocks, frozen, options.seed)
     transition = _start(backbone, statistics.moments, path.covariance, rank, options)
+    statistics.moments.clear()  # a full rank needs none
     # at full rank, with one step per block, the transition is the wrapped model
     is_exact = len(grids) == 1 and path.n_steps == backbone.n_blocks
     exact = {path.grid: replace(frozen, law=None)}
@@ -201,8 +205,10 @@ def fit_transition(
     return transition.requires_grad_(False), trained, history
 
 
-def _batches(labelled: LabelledInputs, backbone: Backbone) -> Iterator[Batch]:
-    for _, batch in unpadded_batches(labelled.inputs, backbone.device):
+def _batches(
+    labelled: LabelledInputs, backbone: Backbone, chunk: tuple[int, int] = CPU_CHUNK
+) -> Iterator[Batch]:
+    for _, batch in unpadded_batches(labelled.inputs, backbone.device, *chunk):
         yield batch
 
 
@@ -261,7 +267,8 @@ def _own_path(
     covariance, backbone = frozen.covariance, transition.backbone
     if options.covariance != "attention":
         grids = [time_grid(backbone.n_blocks, n) for n in options.step_counts]
-        states = own_states(transition, backbone, _batches(some, backbone), grids)
+        batches = _batches(some, backbone, kept_chunk(some.inputs, backbone.device))
+        states = own_states(transition, backbone, batches, grids)
         generator = torch.Generator().manual_seed(options.seed)
         own = replace(statistics, states=states)
         covariance = fit_covariance(own, options.noise_rank, generator).to(backbone.device)

@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -11,10 +12,13 @@ from tiny_backbones import ALL
 
 from sklearn_diffuq import _fit_path
 from sklearn_diffuq._backbones.backbone import Backbone
+from sklearn_diffuq._calibration import calibrator as calibrator_module
+from sklearn_diffuq._calibration.calibration import Calibration
 from sklearn_diffuq._calibration.calibrator import Calibrator, Reference
 from sklearn_diffuq._fit_path import PathOptions, fit_path
 from sklearn_diffuq._inputs.columns import Dense, Ragged
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs, LabelledInputs
+from sklearn_diffuq._path.covariance import NoiseScales
 from sklearn_diffuq._path.distance import describe
 from sklearn_diffuq._path.mean import BlockwiseMean
 from sklearn_diffuq._path.statistics import collect_statistics
@@ -253,6 +257,43 @@ def test_statistics_count_every_text_once(monkeypatch):
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
     ]
     assert sorted(rows) == sorted(tuple(text.tolist()) for text in texts)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_a_blockwise_fit_takes_three_forwards_of_all_rows(noise, monkeypatch):
+    """Backward passes count as much, and so do rows that only fill a batch.
+
+    Where noise pays, it is tried on real paths of some rows besides.
+    """
+    backbone, _ = ALL["bert"]()
+    rng = np.random.default_rng(0)
+    texts = [rng.integers(1, 50, size) for size in rng.integers(2, 15, 600)]
+    inputs = EncodedInputs({"input_ids": Ragged(texts, 0)}, max_length=16)
+    labelled = LabelledInputs(inputs, torch.arange(600) % 2, torch.ones(600))
+    block, grad, n_rows = backbone.block, torch.autograd.grad, Counter()
+
+    def count_block(k, h, context, call=None):
+        n_rows["forward"] += len(h)
+        return block(k, h, context, call)
+
+    def count_grad(outputs, inputs, *args, **kwargs):
+        if isinstance(inputs, list):  # the nudges of all steps, not the scales of the noise
+            n_rows["backward"] += len(inputs[0]) * backbone.n_blocks
+        return grad(outputs, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(backbone, "block", count_block)
+    monkeypatch.setattr(torch.autograd, "grad", count_grad)
+    monkeypatch.setattr(calibrator_module, "MAX_SAMPLED_ROWS", 60)
+    noisy = Calibration(NoiseScales(noise, noise, 0.1), 1.0, 0.0)
+    monkeypatch.setattr(calibrator_module, "fit_noise", lambda *args, **kwargs: noisy)
+    halves = labelled.take(np.arange(300)), labelled.take(np.arange(300, 600))
+    with backbone.frozen():
+        fitted = _fit_quietly(backbone, *halves, transition="blockwise", step_counts=(3,))
+    forward, backward = (n_rows[name] / backbone.n_blocks for name in ("forward", "backward"))
+    assert backward == 2 * 300
+    tried = 8 * len(calibrator_module.SHRINKAGE) * 60 if noise else 0
+    assert (fitted.calibrations[3]["sampling"] is not noisy) == (noise > 0)
+    assert forward + backward - tried <= 3 * 600
 
 
 def test_rank_is_judged_on_random_rows_of_sorted_data(vit, monkeypatch):

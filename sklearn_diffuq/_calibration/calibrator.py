@@ -11,6 +11,7 @@ from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._calibration.calibration import Calibration
 from sklearn_diffuq._calibration.noise_scales import LabelledLaw, fit_noise
 from sklearn_diffuq._calibration.temperature import all_paths_nll, fit_temperature
+from sklearn_diffuq._inputs.batching import unpadded_batches
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.rows import MIN_NOISE_ROWS, random_rows
 from sklearn_diffuq._path.covariance import NO_NOISE, NoiseScales
@@ -21,11 +22,13 @@ from sklearn_diffuq._path.perturbation import Perturbation
 from sklearn_diffuq._path.time_grid import Grid
 from sklearn_diffuq._propagation.linearised import LinearisedPath, linearise_all
 from sklearn_diffuq._propagation.path_noise import PathNoise
-from sklearn_diffuq._propagation.propagate import mean_logits, propagate_all
+from sklearn_diffuq._propagation.propagate import mean_logits, propagate
 
 MAX_NOISE_ROWS = 2048  # more say little that is new about three scales
 MAX_PERTURBED_ROWS = 512
 N_SAMPLED = 8  # paths that are really drawn for each sample
+MAX_SAMPLED_ROWS = 512  # noise is tried on real paths of so many samples
+SAMPLED_CHUNK = 16, 1024  # rows and tokens of a batch, of which every path is a copy
 SHRINKAGE = (0.25, 0.5, 1.0)  # multiples of the linearised path's noise to be tried on real paths
 
 
@@ -156,17 +159,32 @@ class Calibrator:
         temperature is the best one for these few; the estimate for infinitely many has no minimum
         that can be trusted.
         """
-        part = self.noise_part
+        n = min(len(self.noise_part), MAX_SAMPLED_ROWS)
+        part, law = self.noise_part.take(np.arange(n)), law.take(slice(n))
         noise = PathNoise.of(path, N_SAMPLED, self.seed)
         without = law.logits.float() / widening(unit.distance, law.distance.float())[:, None]
         fitted = fit_temperature(without[None], part.y, part.weight)
         tried = [Calibration(NoiseScales(distance=unit.distance), *fitted)]
         for factor in SHRINKAGE:
             scales = NoiseScales(factor * unit.shared, factor * unit.token, unit.distance)
-            scaled = path.with_scales(scales)
-            end = propagate_all(scaled, self.backbone, part.inputs, noise, common=False)
-            logits = end.logits / widening(unit.distance, end.distance)[:, None]
+            logits = _drawn(path.with_scales(scales), self.backbone, part, noise)
             temperature, _ = fit_temperature(logits, part.y, part.weight)
             nll = float(all_paths_nll(logits, part.y, temperature, part.weight))
             tried.append(Calibration(scales, temperature, nll))
         return min(tried, key=lambda calibration: calibration.nll)
+
+
+@torch.no_grad()
+def _drawn(
+    path: GaussianPath, backbone: Backbone, labelled: LabelledInputs, noise: PathNoise
+) -> Tensor:
+    """Return the logits (K, n, n_classes) of paths, less what the distance takes from them."""
+    order, parts = [], []
+    batches = unpadded_batches(labelled.inputs, backbone.device, *SAMPLED_CHUNK)
+    for i, (rows, batch) in enumerate(batches):
+        end = propagate(path, backbone, batch, noise.redrawn(i))
+        growth = widening(path.scales.distance, end.distance)[:, None]
+        parts.append((end.logits / growth).float())
+        order.append(rows)
+    back = torch.from_numpy(np.argsort(np.concatenate(order)))
+    return torch.cat(parts, 1).cpu()[:, back]

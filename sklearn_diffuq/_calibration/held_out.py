@@ -8,6 +8,7 @@ from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.rows import random_rows
 from sklearn_diffuq._inputs.shared_rows import shared_rows
 from sklearn_diffuq._path.embedding_shift import HELD_OUT_SHIFT, EmbeddingMoments, look_at
+from sklearn_diffuq._propagation.linearised import kept_chunk
 from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq.exceptions import CalibrationWarning
 
@@ -60,7 +61,8 @@ def _shift(
 ) -> float | None:
     some = held_out.take(random_rows(len(held_out), MAX_LOOKED_AT, seed))
     parts = []
-    for _, batch in unpadded_batches(some.inputs, backbone.device):
+    chunk = kept_chunk(some.inputs, backbone.device)
+    for _, batch in unpadded_batches(some.inputs, backbone.device, *chunk):
         h, context = backbone.embed(batch)
         parts.append(look_at(h, context))
     return embedding.shift(torch.cat(parts))

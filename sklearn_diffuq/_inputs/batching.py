@@ -133,9 +133,12 @@ def unpadded_batches(
     max_rows: int = CPU_CHUNK.rows,
     max_tokens: int = CPU_CHUNK.tokens,
 ) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-    """Yield ``(rows, batch)`` of exactly these rows, where the last bits do not matter."""
-    for rows, _, length in inference_batches(inputs, max_rows, max_tokens):
-        yield rows, inputs.batch(rows, length, device)
+    """Yield ``(rows, batch)`` of exactly these rows, where the last bits do not matter.
+
+    Text is padded to the longest of the rows.
+    """
+    for rows, _, _ in inference_batches(inputs, max_rows, max_tokens):
+        yield rows, inputs.batch(rows, device=device)
 
 
 def unpadded_order(inputs: EncodedInputs) -> np.ndarray:

@@ -11,10 +11,17 @@ Key = tuple[int, str]  # block, and name of the weight
 
 
 class RunningMoments:
-    """Mean and covariance (or variance) of rows that come in batches, summed in float64."""
+    """Mean and covariance (or variance) of rows that come in batches.
 
-    def __init__(self, full: bool = False) -> None:
-        self.full = full
+    Parameters
+    ----------
+    full : bool, default=False
+    dtype : torch.dtype, default=torch.float64
+        Of the sums. What is not centred afterwards needs no more than float32.
+    """
+
+    def __init__(self, full: bool = False, dtype: torch.dtype = torch.float64) -> None:
+        self.full, self.dtype = full, dtype
         self.n = 0
         self.total: Tensor | float = 0.0
         self.square: Tensor | float = 0.0
@@ -22,16 +29,19 @@ class RunningMoments:
     def update(self, x: Tensor) -> None:
         """Add rows (n, d)."""
         self.n += len(x)
-        self.total = self.total + x.sum(0).double()
-        square = x.T @ x if self.full else x.square().sum(0)
-        self.square = self.square + square.double()
+        total, square = x.sum(0), x.T @ x if self.full else x.square().sum(0)
+        if isinstance(self.square, Tensor):
+            self.square += square  # in place: it may be the largest tensor there is
+        else:
+            self.square = square.to(self.dtype)
+        self.total = self.total + total.to(self.dtype)
 
     def mean(self) -> Tensor:
-        """Return the mean (d,) of all rows, float64."""
+        """Return the mean (d,) of all rows."""
         return torch.as_tensor(self.total) / self.n
 
     def second_moment(self) -> Tensor:
-        """Return the second moment (d, d), or its diagonal (d,), float64."""
+        """Return the second moment (d, d), or its diagonal (d,)."""
         return torch.as_tensor(self.square) / self.n
 
     def covariance(self) -> Tensor:
@@ -50,10 +60,16 @@ class InputMoments:
     Attributes
     ----------
     mean, second : dict from (block, parameter name) to Tensor of shape (d_in,) and (d_in, d_in)
+        Layers of a block that get the same tensor share one.
     """
 
     mean: dict[Key, Tensor]
     second: dict[Key, Tensor]
+
+    def clear(self) -> None:
+        """Give the memory back; of a wide model they are larger than its blocks."""
+        self.mean.clear()
+        self.second.clear()
 
 
 def linear_layers(block: nn.Module) -> Iterator[tuple[str, str | None, nn.Module, int]]:
@@ -79,6 +95,8 @@ class MomentCollector:
         self.blocks = blocks
         self.mask: Tensor | None = None
         self._sums: dict[Key, RunningMoments] = {}
+        self._leaders: dict[Key, Key] = {}  # the layer that gets the same tensor, maybe itself
+        self._given: tuple[Key, Tensor] | None = None  # the last new tensor, and who got it
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> "MomentCollector":
@@ -96,19 +114,35 @@ class MomentCollector:
     ) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._given = [], None
 
     def _hook(self, key: Key) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def record(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            x = args[0].detach()
+            x = args[0]
+            if key not in self._leaders:
+                leader, given = key, self._given
+                if given is not None and given[1] is x and given[0][0] == key[0]:
+                    leader = given[0]
+                self._leaders[key] = leader
+            if self._leaders[key] != key:
+                return
+            self._given = key, x
+            x = x.detach()
             if self.mask is not None and x.shape[:2] == self.mask.shape:
                 x = x[self.mask]
-            self._sums.setdefault(key, RunningMoments(full=True)).update(x.flatten(0, -2).float())
+            sums = self._sums.setdefault(key, RunningMoments(True, torch.float32))
+            sums.update(x.flatten(0, -2).float())
 
         return record
 
     def moments(self) -> InputMoments:
         """Return the `InputMoments` of everything seen."""
-        mean = {key: m.mean().float() for key, m in self._sums.items()}
-        second = {key: m.second_moment().float() for key, m in self._sums.items()}
-        return InputMoments(mean, second)
+        mean, second = {}, {}
+        for key in list(self._sums):
+            sums = self._sums.pop(key)  # a sum and its moment are not kept both
+            mean[key], second[key] = sums.mean(), sums.second_moment()
+        leaders = self._leaders.items()
+        return InputMoments(
+            {key: mean[leader] for key, leader in leaders},
+            {key: second[leader] for key, leader in leaders},
+        )

@@ -96,7 +96,7 @@ def collect_statistics(
 
 @torch.no_grad()
 def own_states(
-    mean: Mean, backbone: Backbone, batches: Iterable[Batch], grids: Iterable[Grid]
+    mean: Mean, backbone: Backbone, batches: Iterable[Batch], grids: Sequence[Grid]
 ) -> dict[int, Tensor]:
     """Return the described states of training samples that a mean itself arrives at.
 
@@ -106,16 +106,17 @@ def own_states(
         By the block that comes next. Where several grids meet a block, the first one counts.
     """
     states: dict[int, list[Tensor]] = {}
-    batches = list(batches)
-    for grid in grids:
-        found: dict[int, list[Tensor]] = {block: [] for block in grid}
-        for batch in batches:
-            h, context = backbone.embed(batch)
-            found[0].append(describe(h, context.mask))
+    for batch in batches:
+        embedded, context = backbone.embed(batch)
+        found = {0: describe(embedded, context.mask)}
+        for grid in grids:
+            h = embedded
             for interval in steps_of(grid):
                 h = mean(h, interval, context)
-                found[interval[1]].append(describe(h, context.mask))
-        states = found | states
+                if interval[1] not in found:
+                    found[interval[1]] = describe(h, context.mask)
+        for block, described in found.items():
+            states.setdefault(block, []).append(described)
     return {block: torch.cat(parts) for block, parts in states.items()}
 
 

@@ -1,7 +1,7 @@
 """The logits at the end of the path to first order: Gaussian, without drawing paths.
 
-`linearise` gives the law of a batch by one forward pass, and one backward pass per logit. The noise
-scales are fitted on it.
+`linearise` gives the law of a batch by one forward pass, and one backward pass per logit but one.
+The noise scales are fitted on it.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,13 +15,18 @@ from torch import Tensor
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.context import Batch, Context
-from sklearn_diffuq._inputs.batching import map_rows
+from sklearn_diffuq._inputs.batching import CPU_CHUNK, unpadded_batches
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+from sklearn_diffuq._inputs.not_finite import NotFiniteError, rows_not_finite
 from sklearn_diffuq._path.distance import widening
 from sklearn_diffuq._path.path import GaussianPath
 
 MAX_LINEARISED = 10  # logits per row that are followed: the largest ones
 N_MOMENT_DRAWS = 64
+
+# Rows without and with a known number of tokens, and tokens, of which a GPU keeps all that the
+# blocks compute: about 100 kB per token and wide block.
+GPU_ROWS, GPU_TEXTS, GPU_TOKENS = 64, 512, 2**13
 
 Scale = Tensor | float
 Perturb = Callable[[Tensor, Tensor | None], Tensor]  # (h, mask) -> changed h
@@ -70,8 +75,8 @@ class LinearisedPath:
     top : Tensor of shape (n, k)
         Indices of the logits that are followed, the largest first.
     shared, token : Tensor of shape (n, n_steps, k, k)
-        Covariance of the followed logits that unit shared or token noise in a step causes; less
-        the mean of all logits, where some are not followed.
+        Covariance that unit shared or token noise in a step causes, of the followed logits less the
+        mean of all logits.
     start : Tensor of shape (n, n_steps)
         Standardised distance to the training data of the state that each step starts from.
     distance : Tensor of shape (n,)
@@ -103,7 +108,7 @@ class LinearisedPath:
 def linearise(
     path: GaussianPath, backbone: Backbone, batch: Batch, perturb: Perturb | None = None
 ) -> LinearisedPath:
-    """Return the `LinearisedPath` of a batch: one forward pass and one backward pass per logit.
+    """Return the `LinearisedPath` of a batch: one forward, and one backward pass per logit but one.
 
     Where gradients do not pass the model, noise causes no covariance.
 
@@ -128,23 +133,30 @@ def linearise(
             states.append(h.detach())
         logits = backbone.readout(h, context)
         top = logits.detach().topk(min(MAX_LINEARISED, logits.shape[1])).indices
+        # Noise common to all logits changes nothing. Without it the last of all logits is what the
+        # others leave: with two classes one backward pass is enough.
+        n_followed = top.shape[1] - (top.shape[1] == logits.shape[1])
         if backbone.passes_gradients:
-            gradients = _gradients(logits, top, nudges)
+            gradients = _gradients(logits, top[:, :n_followed], nudges)
         else:  # what autograd gives are those of the other layers alone
-            gradients = [nudge.new_zeros(*top.shape, *nudge.shape[1:]) for nudge in nudges]
+            shape = len(top), n_followed
+            gradients = [nudge.new_zeros(*shape, *nudge.shape[1:]) for nudge in nudges]
     with torch.no_grad():
-        shared, token = _unit_covariances(path, gradients, context.mask)
+        shared, token = (
+            _with_the_last(c, top.shape[1])
+            for c in _unit_covariances(path, gradients, context.mask)
+        )
         start, distance = _distances(path, states, context)
     return LinearisedPath(logits.detach().double(), top, shared, token, start, distance)
 
 
 def _gradients(logits: Tensor, top: Tensor, nudges: Sequence[Tensor]) -> list[Tensor]:
-    """Return the gradient (n, k, t, d) of the followed logits with respect to each nudge."""
-    # Noise common to all logits changes nothing: where only some are followed, leave it out.
-    if top.shape[1] < logits.shape[1]:
-        logits = logits - logits.mean(1, keepdim=True)
-    followed = logits.gather(1, top).sum(0)
-    of_logits = [torch.autograd.grad(f, nudges, retain_graph=True) for f in followed]
+    """Return the gradient (n, k, t, d) of logits less their mean with respect to each nudge."""
+    followed = (logits - logits.mean(1, keepdim=True)).gather(1, top).sum(0)
+    of_logits = [
+        torch.autograd.grad(f, nudges, retain_graph=i + 1 < len(followed))
+        for i, f in enumerate(followed)
+    ]
     return [torch.stack(of_step, 1) for of_step in zip(*of_logits, strict=True)]
 
 
@@ -163,6 +175,15 @@ def _unit_covariances(
     return torch.stack(shared, 1), torch.stack(token, 1)
 
 
+def _with_the_last(covariance: Tensor, k: int) -> Tensor:
+    """Return covariances (.., k, k), given those of the first k or k - 1 of values of sum zero."""
+    known = covariance.shape[-1]
+    if known == k:
+        return covariance
+    of_known = torch.cat([torch.eye(known), -torch.ones(1, known)]).to(covariance)
+    return of_known @ covariance @ of_known.T
+
+
 def _distances(
     path: GaussianPath, states: Sequence[Tensor], context: Context
 ) -> tuple[Tensor, Tensor]:
@@ -174,13 +195,38 @@ def _distances(
     return torch.stack(start, 1).double(), (unknown if mean is None else mean).double()
 
 
+def kept_chunk(inputs: EncodedInputs, device: torch.device) -> tuple[int, int]:
+    """Return the rows and tokens of a batch all of whose states are kept."""
+    if device.type == "cpu":
+        return CPU_CHUNK
+    return GPU_ROWS if inputs.lengths is None else GPU_TEXTS, GPU_TOKENS
+
+
 def linearise_all(
     path: GaussianPath, backbone: Backbone, inputs: EncodedInputs, perturb: Perturb | None = None
 ) -> LinearisedPath:
-    """Return the `LinearisedPath` of all rows, on the CPU."""
+    """Return the `LinearisedPath` of all rows, on the CPU.
 
-    def of_batch(batch: Batch) -> tuple[Tensor, ...]:
-        law = linearise(path, backbone, batch, perturb)
-        return tuple(getattr(law, field.name) for field in fields(law))
+    Its last bits depend on which rows there are, and how far `perturb` goes on their order.
 
-    return LinearisedPath(*map_rows(of_batch, inputs, backbone.device))
+    Raises
+    ------
+    NotFiniteError
+        If logits or covariances are NaN or infinite; it names the rows.
+    """
+    order, laws = [], []
+    chunk = kept_chunk(inputs, backbone.device)
+    for rows, batch in unpadded_batches(inputs, backbone.device, *chunk):
+        try:
+            laws.append(linearise(path, backbone, batch, perturb))
+        except NotFiniteError as error:
+            raise inputs.refusal(rows[error.rows]) from None
+        order.append(rows)
+    back = torch.from_numpy(np.argsort(np.concatenate(order)))
+    law = LinearisedPath(
+        *(torch.cat([getattr(law, f.name) for law in laws]).cpu()[back] for f in fields(laws[0]))
+    )
+    bad = [rows_not_finite(getattr(law, field.name)) for field in fields(law)]
+    if any(map(len, bad)):
+        raise inputs.refusal(np.unique(np.concatenate(bad)))
+    return law

@@ -13,6 +13,8 @@ from sklearn_diffuq._transition.unified_transition import UnifiedTransition
 
 RIDGE = 1e-3  # share of the identity in the metric: what the data never excite stays sane
 N_ALTERNATIONS = 8
+N_KRYLOV = 2  # products with the error that add to what a truncation knows of its directions
+N_BESIDE = 8  # directions that are followed beside those that are kept
 
 
 def shared_groups(intervals: Sequence[Interval], n_blocks: int, n_shared_blocks: int) -> list[int]:
@@ -49,9 +51,10 @@ def unified_transition(
 
     For every matrix, ``sum_s w_s ||(W_s - W_shared - U_s V_s) C_s^{1/2}||^2`` is minimised by
     alternating a weighted least squares for ``W_shared`` with a truncated singular value
-    decomposition for ``U_s V_s``, where ``C_s`` is the second moment of the layer's inputs and
-    ``w_s = 1 / tr(W_s C_s W_s^T)``. Each bias then takes up the mean error. A step of several
-    blocks has the parameters of the last one, and starts from the mean over those that have them.
+    decomposition for ``U_s V_s`` (see `factorise`), where ``C_s`` is the second moment of the
+    layer's inputs and ``w_s = 1 / tr(W_s C_s W_s^T)``. Each bias then takes up the mean error. A
+    step of several blocks has the parameters of the last one, and starts from the mean over those
+    that have them.
 
     Parameters
     ----------
@@ -144,6 +147,8 @@ def factorise(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Split per-step matrices into shared ones and low-rank deltas (eqs. 2.4, 2.5).
 
+    In float64, on the device of `target`. The answer is the same whenever it is asked for.
+
     Parameters
     ----------
     target : Tensor of shape (S, out, in)
@@ -160,47 +165,84 @@ def factorise(
     up : Tensor of shape (S, out, rank)
     down : Tensor of shape (S, rank, in)
     """
-    target, metric = target.double(), metric.double()
-    d_in = target.shape[2]
+    target = target.double()
+    metric = metric.to(torch.float64, copy=True)
     trace = metric.diagonal(dim1=1, dim2=2).mean(1)
     trace = trace.masked_fill(trace == 0, 1.0)  # a layer that only ever gets zeros
-    metric = metric + RIDGE * trace[:, None, None] * torch.eye(d_in).to(metric)
-    energy = torch.einsum("soi,sij,soj->s", target, metric, target)
-    weighted = metric / energy.clamp_min(1e-30)[:, None, None]
-    root, inverse_root = _square_roots(metric)
-    low_rank = torch.zeros_like(target)
+    metric.diagonal(dim1=1, dim2=2).add_(RIDGE * trace[:, None])
+    moved = target @ metric
+    weight = 1 / (moved * target).sum((1, 2)).clamp_min(1e-30)
     index = torch.as_tensor(group, device=target.device)
-    shared = target.new_zeros(max(group) + 1, *target.shape[1:])
-    for _ in range(n_alternations):
-        for g in range(len(shared)):
-            rows = index == g
-            right = ((target - low_rank)[rows] @ weighted[rows]).sum(0)
-            shared[g] = torch.linalg.solve(weighted[rows].sum(0), right.mT).mT
-        up, down = _truncate((target - shared[index]) @ root, rank)
-        down = down @ inverse_root
-        low_rank = up @ down
+    members = [[i for i, g in enumerate(group) if g == n] for n in range(max(group) + 1)]
+    weight_of = nn.functional.one_hot(index).T * weight  # (G, S)
+    root = torch.linalg.cholesky(torch.tensordot(weight_of, metric, 1))
+    whole = torch.cholesky_solve(torch.tensordot(weight_of, moved, 1).mT, root).mT
+
+    def explained(up: Tensor, down: Tensor) -> Tensor:
+        """Return the part of the shared matrices that low-rank changes make needless."""
+        weighted, moved = weight[:, None, None] * up, down @ metric
+        return torch.stack(
+            [
+                torch.cat(list(weighted[m]), 1)
+                @ torch.cholesky_solve(moved[m].flatten(0, 1).mT, root[g]).mT
+                for g, m in enumerate(members)
+            ]
+        )
+
+    shared, directions = whole, _random_directions(target, rank)
+    for left in reversed(range(n_alternations)):
+        error = target - shared[index]
+        directions, values = _leading_directions(error, metric, directions)
+        up = directions[:, :, :rank]
+        down = up.mT @ error
+        if left:
+            shared = whole - explained(up, down)
+    scale = values[:, :rank].clamp_min(1e-30).pow(0.25)  # square roots of the singular values
+    pad = rank - scale.shape[1]
+    up = nn.functional.pad(up * scale[:, None], (0, pad))
+    down = nn.functional.pad(down / scale[:, :, None], (0, 0, 0, pad))
     return shared.float(), up.float(), down.float()
 
 
-def _square_roots(metric: Tensor) -> tuple[Tensor, Tensor]:
-    values, vectors = torch.linalg.eigh(metric)
-    values = values.clamp_min(values.amax(1, keepdim=True) * 1e-10)
-    root = (vectors * values.sqrt()[:, None]) @ vectors.mT
-    return root, (vectors / values.sqrt()[:, None]) @ vectors.mT
+def _random_directions(target: Tensor, rank: int) -> Tensor:
+    """Return directions (S, out, k) to start from, the same ones on every device."""
+    shape = *target.shape[:2], min(rank + N_BESIDE, *target.shape[1:])
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return drawn.to(target.device)
 
 
-def _truncate(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the balanced factors of the best rank-`rank` approximation of each matrix."""
-    d_out, d_in = matrices.shape[1:]
-    small = matrices @ matrices.mT if d_out <= d_in else matrices.mT @ matrices
-    kept = min(rank, d_out, d_in)
-    values, vectors = torch.linalg.eigh(small)
-    values, vectors = values.flip(1)[:, :kept], vectors.flip(2)[:, :, :kept]
-    scale = values.clamp_min(1e-30).pow(0.25)[:, None]  # sqrt of the singular values
-    if d_out <= d_in:
-        up, down = vectors * scale, (vectors / scale).mT @ matrices
+def _leading_directions(error: Tensor, metric: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the leading left singular vectors of ``error @ metric^{1/2}``, and squared values.
+
+    They are the eigenvectors of ``error @ metric @ error.mT``, so no square root is needed. They
+    are sought among combinations of approximately `known` ones and their products with that matrix
+    (a block Krylov space), or exactly where these are no fewer than all there are.
+
+    Parameters
+    ----------
+    error : Tensor of shape (S, out, in)
+    metric : Tensor of shape (S, in, in)
+    known : Tensor of shape (S, out, k)
+
+    Returns
+    -------
+    directions : Tensor of shape (S, out, k)
+        Orthonormal, the leading one first.
+    values : Tensor of shape (S, k)
+    """
+    (d_out, d_in), k = error.shape[1:], known.shape[2]
+    if (N_KRYLOV + 1) * k < min(d_out, d_in):
+        space = [known]
+        for _ in range(N_KRYLOV):
+            product = error @ (metric @ (error.mT @ space[-1]))
+            space.append(torch.linalg.qr(product).Q)
+        basis = torch.linalg.qr(torch.cat(space, 2)).Q
+        inside = basis.mT @ error
+    elif d_out > d_in:
+        basis = torch.linalg.qr(error).Q
+        inside = basis.mT @ error
     else:
-        up, down = matrices @ (vectors / scale), (vectors * scale).mT
-    pad = rank - kept
-    up, down = nn.functional.pad(up, (0, pad)), nn.functional.pad(down, (0, 0, 0, pad))
-    return up, down
+        basis, inside = None, error
+    values, vectors = torch.linalg.eigh(inside @ metric @ inside.mT)
+    values, vectors = values.flip(1)[:, :k], vectors.flip(2)[:, :, :k]
+    return vectors if basis is None else basis @ vectors, values

@@ -44,6 +44,27 @@ def test_input_moments_equal_recorded_inputs_and_leave_no_hooks(name):
     assert not any(m._forward_pre_hooks for m in backbone.module.modules())
 
 
+def test_layers_that_get_the_same_tensor_share_one_moment_in_float32():
+    backbone, batch = ALL["bert"]()
+    with backbone.frozen():
+        twice, once = (
+            collect_statistics(backbone, n * [batch], ((0, 3),), with_moments=True).moments
+            for n in (2, 1)
+        )
+    moments = twice
+    name = "attention.self.{}.weight"
+    for k in range(3):
+        query, key, value = (moments.second[k, name.format(x)] for x in ("query", "key", "value"))
+        assert query is key is value
+        means = [moments.mean[k, name.format(x)] for x in ("query", "key", "value")]
+        assert means[0] is means[1] is means[2]
+    assert len({id(second) for second in moments.second.values()}) == 3 * 4
+    assert {second.dtype for second in moments.second.values()} == {torch.float32}
+    assert {mean.dtype for mean in moments.mean.values()} == {torch.float32}
+    for key, second in moments.second.items():  # nothing is counted twice
+        torch.testing.assert_close(second, once.second[key], atol=1e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_linear_layers_are_named_with_their_input_axis(name):
     backbone, _ = ALL[name]()

@@ -71,6 +71,17 @@ def test_the_own_states_of_the_frozen_mean_are_those_of_the_model(name):
         assert torch.equal(states, expected[block])
 
 
+def test_each_batch_is_embedded_once_whatever_the_number_of_grids(monkeypatch):
+    backbone, batch = ALL["vit"]()
+    embed, n_embedded = backbone.embed, []
+    monkeypatch.setattr(backbone, "embed", lambda b: n_embedded.append(len(b["x"])) or embed(b))
+    with backbone.frozen():
+        own_states(
+            BlockwiseMean(backbone), backbone, _halves(batch), [(0, 2, 4), (0, 4), (0, 1, 4)]
+        )
+    assert n_embedded == [3, 3]
+
+
 def test_where_grids_meet_the_states_of_the_first_count():
     backbone, batch = ALL["vit"]()
 

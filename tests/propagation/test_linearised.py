@@ -63,7 +63,8 @@ def test_linearised_covariance_equals_that_of_paths_with_little_noise(name, scal
         law = linearise(path, backbone, batch)
         end = propagate(path, backbone, batch, PathNoise.of(path, 4000, seed=0))
     logits = end.logits
-    ordered = logits.detach().double().gather(2, law.top.expand(len(logits), -1, -1))
+    centred = (logits - logits.mean(2, keepdim=True)).detach().double()
+    ordered = centred.gather(2, law.top.expand(len(logits), -1, -1))
     spread = ordered - ordered.mean(0)
     expected = torch.einsum("kni,knj->nij", spread, spread) / len(logits)
     found = law.covariance(scales.shared, scales.token, scales.distance)
@@ -71,6 +72,58 @@ def test_linearised_covariance_equals_that_of_paths_with_little_noise(name, scal
     torch.testing.assert_close(found / scale, expected / scale, atol=0.1, rtol=0)
     if scales.distance:
         torch.testing.assert_close(law.distance.float(), end.distance, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 10, 30])
+def test_there_is_a_backward_pass_per_logit_but_one(n_classes, monkeypatch):
+    backbone, batch = ALL["vit"]()
+    head = torch.nn.Linear(16, n_classes)
+    backbone = Backbone(backbone.module, readout=head).probe(batch)
+    grid = time_grid(4, 4)
+    grad, asked = torch.autograd.grad, []
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda *args, **kwargs: asked.append(1) or grad(*args, **kwargs)
+    )
+    with backbone.frozen():
+        statistics = collect_statistics(backbone, [batch], steps_of(grid), False)
+        covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+        law = linearise(GaussianPath(BlockwiseMean(backbone), covariance, grid), backbone, batch)
+    k = min(n_classes, 10)
+    assert len(asked) == (k if n_classes > k else n_classes - 1)
+    assert law.shared.shape == law.token.shape == (6, 4, k, k)
+    if k == n_classes:  # what moves all logits alike is left out
+        assert law.shared.sum(-1).abs().max() < 1e-6 * law.shared.abs().max()
+
+
+def test_all_but_one_gradient_tell_as_much_as_all_in_float64():
+    backbone, batch = ALL["vit"]()
+    backbone.module.double()
+    batch = {"x": batch["x"].double()}
+    backbone = Backbone(backbone.module).probe(batch)
+    grid = time_grid(4, 2)
+    with backbone.frozen():
+        statistics = collect_statistics(backbone, [batch], steps_of(grid), False)
+        covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+        path = GaussianPath(BlockwiseMean(backbone), covariance, grid)
+        law = linearise(path, backbone, batch)
+        h, context = backbone.embed(batch)
+        nudges = []
+        with torch.enable_grad():
+            for interval in path.steps:
+                h = path.mean(h, interval, context)
+                nudges.append(torch.zeros_like(h, requires_grad=True))
+                h = h + nudges[-1]
+            logits = backbone.readout(h, context)
+    gradients = [torch.autograd.grad(z.sum(), nudges, retain_graph=True) for z in logits.unbind(1)]
+    centre = torch.eye(3, dtype=torch.float64) - 1 / 3
+    for s, interval in enumerate(path.steps):
+        g = torch.stack([gradient[s] for gradient in gradients], 1)
+        g = torch.einsum("ab,nbtd->natd", centre, g)
+        g = g.gather(1, law.top[:, :, None, None].expand_as(g))
+        pushed = g.sum(2) @ covariance.factor(interval).double()
+        scaled = (g * covariance.token_variance(interval).double().sqrt()).flatten(2)
+        torch.testing.assert_close(law.shared[:, s], pushed @ pushed.mT, rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(law.token[:, s], scaled @ scaled.mT, rtol=1e-6, atol=1e-10)
 
 
 def test_only_the_largest_logits_are_followed():

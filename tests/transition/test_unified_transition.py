@@ -8,6 +8,8 @@ import pytest
 import torch
 from operation_counts import operations
 from tiny_backbones import ALL, UNEQUAL
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from sklearn_diffuq._path.statistics import collect_statistics
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
@@ -107,6 +109,75 @@ def test_factorisation_is_a_local_optimum_that_gradients_cannot_improve(shape):
 
     optimiser.step(closure)
     assert found <= 1.02 * float(closure().detach())
+
+
+def _by_square_roots(target, metric, rank, n_alternations=8):
+    """Alternate with exact square roots and singular value decompositions, step by step."""
+    trace = metric.diagonal(dim1=1, dim2=2).mean(1)
+    metric = metric + 1e-3 * trace[:, None, None] * torch.eye(metric.shape[1]).double()
+    weight = 1 / torch.einsum("soi,sij,soj->s", target, metric, target)
+    low_rank = torch.zeros_like(target)
+    for _ in range(n_alternations):
+        right = sum(w * (t - x) @ c for w, t, x, c in zip(weight, target, low_rank, metric))
+        total = sum(w * c for w, c in zip(weight, metric))
+        shared = right @ torch.linalg.inv(total)
+        for s, c in enumerate(metric):
+            values, vectors = torch.linalg.eigh(c)
+            root, inverse = (vectors * values**p @ vectors.T for p in (0.5, -0.5))
+            u, sigma, v = torch.linalg.svd((target[s] - shared) @ root, full_matrices=False)
+            low_rank[s] = (u[:, :rank] * sigma[:rank]) @ v[:rank] @ inverse
+    eye = torch.eye(target.shape[1]).expand(len(target), -1, -1)
+    return _weighted_error(target, metric, [0] * len(target), shared[None], eye, low_rank)
+
+
+@pytest.mark.parametrize("shape", [(4, 48, 64), (4, 64, 48)])
+@pytest.mark.parametrize("rank", [1, 4, 8, 20])
+def test_the_factorisation_is_as_good_as_with_exact_square_roots(shape, rank):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    s, d_out, d_in = shape
+    target = normal(1, d_out, d_in) + normal(*shape) * torch.linspace(2, 0.1, d_in).double()
+    x = normal(s, 200, d_in) * torch.logspace(1, -1, d_in).double()
+    metric = x.mT @ x / 200
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    shared, up, down = factorise(target, metric, [0] * s, rank)
+    assert torch.equal(torch.get_rng_state(), state)
+    ridge = 1e-3 * metric.diagonal(dim1=1, dim2=2).mean(1)[:, None, None] * torch.eye(d_in).double()
+    found = _weighted_error(target, metric + ridge, [0] * s, shared, up, down)
+    assert found <= (1 + 1e-3) * _by_square_roots(target, metric, rank)
+    again = factorise(target, metric, [0] * s, rank)
+    assert all(map(torch.equal, again, (shared, up, down)))
+    # balanced: both factors have the singular values' square roots, the largest first
+    lengths = up.square().sum(1)
+    moved = torch.einsum("sri,sij,srj->sr", down.double(), metric + ridge, down.double())
+    torch.testing.assert_close(lengths.double(), moved, rtol=1e-3, atol=1e-6)
+    assert (lengths.diff(dim=1) <= 1e-5).all()
+
+
+def test_the_start_of_a_wide_layer_takes_few_operations():
+    """Square roots of the metrics alone would take about ten times the cube of their size each."""
+    s, d_out, d_in, rank = 3, 64, 256, 8
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(s, d_out, d_in, generator=generator)
+    x = torch.randn(s, 300, d_in, generator=generator)
+    decompositions = []
+
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if "linalg_eigh" in func.__name__ or "linalg_svd" in func.__name__:
+                decompositions.append(args[0].shape[-1])
+            return func(*args, **kwargs or {})
+
+    with Spy(), FlopCounterMode(display=False) as counter:
+        factorise(target, x.mT @ x, [0] * s, rank)
+    assert max(decompositions) == 3 * (rank + 8)
+    assert len(decompositions) == 8
+    products = 2 * s * d_in * (d_out + 8 * 6 * (rank + 8)) * d_in  # with the metrics
+    assert counter.get_total_flops() < 2.5 * products
 
 
 def test_metric_of_the_inputs_beats_plain_singular_values():
