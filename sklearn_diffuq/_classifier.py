@@ -85,8 +85,8 @@ class DiffusionCalibratedClassifier(
         noise of its own only.
     inference : {"sampling", "moments", "mean"}, default="moments"
         How the path is followed. "moments" takes the first-order law of the logits, in one pass.
-        "sampling" draws `n_samples` paths. "mean" follows the mean without noise, in one pass and
-        with one temperature for all rows.
+        "sampling" draws `n_samples` paths, on which `fit` tries its noise; set after `fit`, it has
+        half that of "moments". "mean" has no noise, one pass, and one temperature for all rows.
     n_samples : int, default=8
         Number of paths. They come in antithetic pairs, so that few are enough.
     readout : {"auto", "frozen", "refit"}, default="auto"
@@ -113,8 +113,8 @@ class DiffusionCalibratedClassifier(
     device : str, default="auto"
         Device of a wrapped model that is not yet fitted; "auto" is CUDA when there is one.
     precision : {"auto", "float32", "bfloat16"}, default="auto"
-        Precision of training; "auto" is bfloat16 on CUDA and float32 elsewhere. In predictions
-        the wrapped model runs in its own precision, all else in float32.
+        "bfloat16" runs the steps of the path in bfloat16, in training and predictions; all else is
+        in float32, or in the wrapped model's own precision. "auto" does so in training on CUDA.
     compile : bool, default=False
         Whether to compile the steps that train together (stages A and B of the user guide).
     memory : str or object with the joblib.Memory interface, default=None
@@ -148,7 +148,7 @@ class DiffusionCalibratedClassifier(
     rank_ : int or None
         Rank of the unified transition; None is full rank.
     n_parameters_ : int
-        Number of parameters of the transition, which replaces the blocks.
+        How many numbers predictions need in place of the blocks, those of distances included.
     n_block_parameters_ : int
         Number of parameters of the wrapped model's blocks.
     calibration_ : dict from {"mean", "moments", "sampling"} to Calibration
@@ -367,6 +367,7 @@ class DiffusionCalibratedClassifier(
             noise_rank=self.noise_rank,
             training=training,
             seed=seed,
+            draws=self.inference == "sampling",
         )
 
     def _set_fitted(self, wrapped, fitted):

@@ -64,6 +64,8 @@ class PathOptions:
     training : TrainingOptions
         Of the unified transition.
     seed : int
+    draws : bool, default=False
+        Whether the noise of "sampling" is tried on real paths.
     """
 
     transition: str
@@ -74,6 +76,7 @@ class PathOptions:
     noise_rank: int
     training: TrainingOptions
     seed: int
+    draws: bool = False
 
 
 def fit_path(
@@ -120,7 +123,8 @@ def fit_path(
     if held_out.inputs.source != training.inputs.source:  # given, not split off
         warn_of_unfit_rows(backbone, training, held_out, embedding, options.seed)
     path = _frozen_path(backbone, some, statistics, next(iter(grids.values())), options)
-    calibrator = Calibrator(backbone, held_out, options.covariance != "constant", options.seed)
+    has_distance = options.covariance != "constant"
+    calibrator = Calibrator(backbone, held_out, has_distance, options.seed, options.draws)
     frozen = calibrator.reference(path)
     labels = np.arange(frozen.logits.shape[1]) if classes is None else classes
     warn_of_doubtful_outputs(frozen, held_out.y, backbone, labels)
@@ -206,7 +210,7 @@ def fit_transition(
 
 
 def _batches(
-    labelled: LabelledInputs, backbone: Backbone, chunk: tuple[int, int] = CPU_CHUNK
+    labelled: LabelledInputs, backbone: Backbone, chunk: tuple[int, int] = CPU_CHUNK[:2]
 ) -> Iterator[Batch]:
     for _, batch in unpadded_batches(labelled.inputs, backbone.device, *chunk):
         yield batch

@@ -65,12 +65,27 @@ class FittedPath:
         """Return the path on the time grid of a number of steps."""
         return self.path.on(self.grids[n_steps])
 
-    def n_parameters(self, n_steps: int) -> int:
-        """Return the number of parameters of the mean of the path."""
-        return self.path.mean.n_parameters(self.grids[n_steps])
+    def n_parameters(self, n_steps: int, inference: str) -> int:
+        """Return how many numbers predictions need of the path.
+
+        Those of its mean, and where noise or distances count the states that distances are
+        measured from, their matrices, and the table of moments.
+        """
+        calibration, size = self.calibrations[n_steps][inference], 0
+        if calibration.scales.any_noise or calibration.scales.distance > 0:
+            size = sum(buffer.numel() for buffer in self.path.covariance.buffers())
+        if calibration.table is not None and inference == "moments":
+            size += calibration.table.margins.numel() + calibration.table.covariance.numel()
+        return self.path.mean.n_parameters(self.grids[n_steps]) + size
 
     def calibrated(
-        self, n_steps: int, inference: str, n_samples: int, seed: int | None = None
+        self,
+        n_steps: int,
+        inference: str,
+        n_samples: int,
+        seed: int | None = None,
+        *,
+        mixed: bool = False,
     ) -> CalibratedPath:
         """Return the path as it is to be followed; None takes the seed of the fit."""
         return CalibratedPath(
@@ -79,6 +94,7 @@ class FittedPath:
             inference,
             n_samples,
             self.seed if seed is None else seed,
+            mixed,
             self.few,
         )
 

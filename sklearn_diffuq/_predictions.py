@@ -45,8 +45,8 @@ class PredictionMixin(FromProbabilities):
 
     @property
     def n_parameters_(self):
-        """Number of parameters of the transition, which replaces the blocks."""
-        return self._fitted.n_parameters(self.n_steps_)
+        """How many numbers predictions need in place of the blocks."""
+        return self._fitted.n_parameters(self.n_steps_, self._inference())
 
     @property
     def calibration_(self):
@@ -69,23 +69,27 @@ class PredictionMixin(FromProbabilities):
             raise ValueError(f"inference must be one of {_INFERENCE}, got {self.inference!r}.")
         return self.inference
 
-    def _probabilities(self, X, reduce, *, variance=False):
+    def _probabilities(self, X, reduce, *, details=False):
         """Return what a function makes of the probabilities of the paths of `X`.
 
         See `CalibratedPath.probabilities`.
         """
-        check_is_fitted(self)
-        n_samples = check_n_samples(self.n_samples)
-        path = self._fitted.calibrated(self.n_steps_, self._inference(), n_samples)
-        return self._answer(path, X, reduce, variance)
+        return self._answer(self._calibrated(self._inference()), X, reduce, details)
 
-    def _answer(self, path, X, reduce, variance=False):
+    def _calibrated(self, inference, n_samples=None, seed=None):
+        """Return the path that predictions follow."""
+        check_is_fitted(self)
+        n_samples = check_n_samples(self.n_samples if n_samples is None else n_samples)
+        mixed = self.precision == "bfloat16"
+        return self._fitted.calibrated(self.n_steps_, inference, n_samples, seed, mixed=mixed)
+
+    def _answer(self, path, X, reduce, details=False):
         """Follow a path from `X`, and say once if `X` as a whole is far from the training data."""
         fitted, backbone = self._fitted, self.wrapped_.backbone_
         unsaid = fitted.embedding is not None and "far" not in fitted.said
         look = FirstLook(fitted.embedding) if unsaid else None
         parts = self._by_blocks(
-            X, lambda rows: path.probabilities(backbone, rows, reduce, variance=variance, look=look)
+            X, lambda rows: path.probabilities(backbone, rows, reduce, details=details, look=look)
         )
         results = [np.concatenate(part) for part in zip(*parts, strict=True)]
         if look is not None and look.is_far:
@@ -145,7 +149,7 @@ class PredictionMixin(FromProbabilities):
             proba = np.broadcast_to(proba, (n_samples, *proba.shape[1:]))
             return [proba.swapaxes(0, 1)]
 
-        path = self._fitted.calibrated(self.n_steps_, "sampling", n_samples, seed)
+        path = self._calibrated("sampling", n_samples, seed)
         (proba,) = self._answer(path, X, reduce)
         return proba.swapaxes(0, 1)
 
@@ -160,12 +164,14 @@ class PredictionMixin(FromProbabilities):
         Returns
         -------
         uncertainty : Bunch
-            ``total``, the entropy of the predictive probabilities; ``aleatoric``, the mean
-            entropy along single paths; ``epistemic``, their difference, the mutual information
-            of label and path; each an ndarray of shape (n,) in nats. ``path_variance``, shape
-            (n, n_steps): the variance that each step adds, averaged over tokens and channels, in
-            squared units of the state. The split is relative to the fitted path: it says what
-            this model is unsure of, not what is knowable.
+            Of one pass over the rows: ``total``, the entropy of the predictive probabilities;
+            ``aleatoric``, the mean entropy along single paths; ``epistemic``, their difference, the
+            mutual information of label and path; each an ndarray of shape (n,) in nats.
+            ``path_variance``, shape (n, n_steps): the variance that each step adds, averaged over
+            tokens and channels, in squared units of the state. ``proba``, shape (n, n_classes), and
+            ``score``, shape (n,), are what `predict_proba` and `score_samples` return; when
+            sampling, the score is a mean over the paths. The split is relative to the fitted path:
+            it says what this model is unsure of, not what is knowable.
 
         Warns
         -----
@@ -175,12 +181,14 @@ class PredictionMixin(FromProbabilities):
 
         def reduce(proba):
             parts = uncertainty_decomposition(proba)
-            return [parts.total, parts.aleatoric, parts.epistemic]
+            return [proba.mean(0), parts.total, parts.aleatoric, parts.epistemic]
 
-        total, aleatoric, epistemic, variance = self._probabilities(X, reduce, variance=True)
-        if not epistemic.any():
+        names = ("proba", "total", "aleatoric", "epistemic", "path_variance", "score")
+        results = Bunch(**dict(zip(names, self._probabilities(X, reduce, details=True))))
+        results.score = -results.score
+        if not results.epistemic.any():
             self._warn_of_one_path()
-        return Bunch(total=total, aleatoric=aleatoric, epistemic=epistemic, path_variance=variance)
+        return results
 
     def _warn_of_one_path(self):
         """Say once that the epistemic part is zero, if that is so for every row there may be."""

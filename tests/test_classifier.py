@@ -100,7 +100,7 @@ def test_what_was_fitted_is_one_object(wrapped, table):
     assert clf.covariance_ is clf._fitted.path.covariance
     assert clf.history_ is clf._fitted.history
     assert clf.set_params(n_steps=1).calibration_ is clf._fitted.calibrations[1]
-    assert clf.n_parameters_ == clf._fitted.n_parameters(1)
+    assert clf.n_parameters_ == clf._fitted.n_parameters(1, "moments")
 
 
 @pytest.mark.parametrize("transition", ["unified", "blockwise"])
@@ -317,15 +317,31 @@ def test_one_seed_gives_one_answer(wrapped, table):
     assert not np.array_equal(a, c)
 
 
-@pytest.mark.parametrize("then", [{"inference": "mean"}, {"inference": "sampling", "n_samples": 4}])
-def test_inference_can_be_set_after_fit(wrapped, table, then, monkeypatch):
+def test_inference_can_be_set_after_fit(wrapped, table, monkeypatch):
     noisy = Calibration(NoiseScales(0.5, 0.2, 0.1), 1.0, 0.0)
     monkeypatch.setattr(calibrator_module, "fit_noise", lambda *args, **kwargs: noisy)
-    clf = _fit(wrapped, table, transition="blockwise").set_params(**then)
-    fitted_for_it = _fit(wrapped, table, transition="blockwise", **then)
+    clf = _fit(wrapped, table, transition="blockwise")
     assert clf.calibration_["moments"] is noisy
-    assert clf.calibration_["sampling"] is not noisy  # paths were drawn, though not asked for
-    assert np.array_equal(clf.predict_proba(table[2]), fitted_for_it.predict_proba(table[2]))
+    for inference in ("mean", "moments"):
+        fitted_for_it = _fit(wrapped, table, transition="blockwise", inference=inference)
+        proba = clf.set_params(inference=inference).predict_proba(table[2])
+        assert np.array_equal(proba, fitted_for_it.predict_proba(table[2]))
+    clf.set_params(inference="sampling", n_samples=4)
+    assert clf.noise_scale_ == NoiseScales(0.25, 0.1, 0.1)
+    assert len(np.unique(clf.sample_proba(table[2][:1])[:, 0, 0])) == 4
+
+
+def test_real_paths_are_drawn_in_fit_only_if_they_are_asked_for(wrapped, table, monkeypatch):
+    noisy, drawn = Calibration(NoiseScales(0.5, 0.2, 0.1), 1.0, 0.0), []
+    monkeypatch.setattr(calibrator_module, "fit_noise", lambda *args, **kwargs: noisy)
+    propagate = calibrator_module.propagate
+    monkeypatch.setattr(
+        calibrator_module, "propagate", lambda *args: drawn.append(args) or propagate(*args)
+    )
+    _fit(wrapped, table, transition="blockwise")
+    assert not drawn
+    _fit(wrapped, table, transition="blockwise", inference="sampling")
+    assert drawn
 
 
 def test_the_wrapped_model_is_never_changed(images):

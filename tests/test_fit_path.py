@@ -350,7 +350,7 @@ def test_one_fit_serves_several_numbers_of_steps(vit):
             assert path.n_steps == n
             found = mean_logits(path.mean, grid, vit, held_out.inputs)
             assert found.shape == (40, 3)
-            assert fitted.n_parameters(n) == path.mean.n_parameters(grid)
+            assert fitted.n_parameters(n, "mean") == path.mean.n_parameters(grid)
             for inference, calibration in fitted.calibrations[n].items():
                 calibrated = fitted.calibrated(n, inference, 4)
                 assert calibrated.calibration is calibration

@@ -128,7 +128,8 @@ def assert_same(loaded, fitted, backbone, inputs):
     assert loaded.path.grid == fitted.path.grid
     assert (loaded.seed, loaded.history) == (fitted.seed, fitted.history)
     for n in fitted.grids:
-        assert loaded.n_parameters(n) == fitted.n_parameters(n)
+        for kind in INFERENCE:
+            assert loaded.n_parameters(n, kind) == fitted.n_parameters(n, kind)
     expected = _predictions(fitted, backbone, inputs)
     for a, b in zip(_predictions(loaded, backbone, inputs), expected, strict=True):
         np.testing.assert_array_equal(a, b)

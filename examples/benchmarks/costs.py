@@ -25,18 +25,13 @@ def _is_diffusion(classifier):
 def parameters(classifier, frozen):
     """Return how many numbers prediction needs: parameters, and posteriors of the baselines.
 
-    A diffusion replaces the blocks of the wrapped model and keeps its embedding and readout. If its
-    calibration uses noise or distances, prediction also needs the reference states of the
-    covariance and their matrix.
+    A diffusion replaces the blocks of the wrapped model and keeps its embedding and readout.
     """
     wrapped = _wrapped_parameters(frozen)
     own = getattr(classifier, "n_parameters_", wrapped)
     if not _is_diffusion(classifier):
         return own
-    scales, kept = classifier.noise_scale_, 0
-    if scales.any_noise or scales.distance > 0:
-        kept = sum(buffer.numel() for buffer in classifier.covariance_.buffers())
-    return wrapped - classifier.n_block_parameters_ + own + kept
+    return wrapped - classifier.n_block_parameters_ + own
 
 
 def passes(classifier):

@@ -20,7 +20,7 @@ from sklearn_diffuq._path.mean import Mean
 from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.perturbation import Perturbation
 from sklearn_diffuq._path.time_grid import Grid
-from sklearn_diffuq._propagation.linearised import LinearisedPath, linearise_all
+from sklearn_diffuq._propagation.linearised import LinearisedPath, linearise_all, moment_draws
 from sklearn_diffuq._propagation.path_noise import PathNoise
 from sklearn_diffuq._propagation.propagate import mean_logits, propagate
 
@@ -30,6 +30,7 @@ N_SAMPLED = 8  # paths that are really drawn for each sample
 MAX_SAMPLED_ROWS = 512  # noise is tried on real paths of so many samples
 SAMPLED_CHUNK = 16, 1024  # rows and tokens of a batch, of which every path is a copy
 SHRINKAGE = (0.25, 0.5, 1.0)  # multiples of the linearised path's noise to be tried on real paths
+UNTRIED_SHRINKAGE = 0.5  # the multiple that sampling takes where none was tried
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,15 @@ class Calibrator:
     distance : bool
         Whether noise and temperature may grow with the distance to the training data.
     seed : int
+    draws : bool, default=False
+        Whether the noise of "sampling" is tried on real paths, at the price of many passes.
     """
 
     backbone: Backbone
     held_out: LabelledInputs
     distance: bool
     seed: int
+    draws: bool = False
 
     @cached_property
     def noise_rows(self) -> np.ndarray:
@@ -129,7 +133,10 @@ class Calibrator:
         if law is None:
             law = linearise_all(path, self.backbone, self.noise_part.inputs)
         moments = self._moments(path, law)
-        sampling = self._sampling(path, law, moments.scales) if moments.has_noise else moments
+        sampling = moments
+        if moments.has_noise:
+            choose = self._drawn_sampling if self.draws else self._linearised_sampling
+            sampling = choose(path, law, moments.scales)
         return {"mean": constant, "moments": moments, "sampling": sampling}
 
     def noise_scales(self, path: GaussianPath, mean: Reference) -> NoiseScales:
@@ -150,7 +157,20 @@ class Calibrator:
         law = linearise_all(path, self.backbone, some.inputs, perturb)
         return LabelledLaw(law, some.y, some.weight)
 
-    def _sampling(self, path: GaussianPath, law: LinearisedPath, unit: NoiseScales) -> Calibration:
+    def _linearised_sampling(
+        self, path: GaussianPath, law: LinearisedPath, unit: NoiseScales
+    ) -> Calibration:
+        """Return `UNTRIED_SHRINKAGE` of the scales `unit`, with the temperature of the law."""
+        part, factor = self.noise_part, UNTRIED_SHRINKAGE
+        scales = NoiseScales(factor * unit.shared, factor * unit.token, unit.distance)
+        z = moment_draws(law.logits.shape[1], self.seed)
+        drawn = law.sample(scales.shared, scales.token, scales.distance, z)
+        logits = (drawn / widening(unit.distance, law.distance)[:, None]).float()
+        return Calibration(scales, *fit_temperature(logits, part.y, part.weight))
+
+    def _drawn_sampling(
+        self, path: GaussianPath, law: LinearisedPath, unit: NoiseScales
+    ) -> Calibration:
         """Return the best of the multiples `SHRINKAGE` of the scales `unit`, and of no noise.
 
         The linearised path overrates the noise that real paths need, so real ones are drawn here.

@@ -15,8 +15,9 @@ from sklearn_diffuq._inputs.batching import map_chunks
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
 from sklearn_diffuq._inputs.few_rows import FewRows
 from sklearn_diffuq._inputs.not_finite import refuse_not_finite
-from sklearn_diffuq._path.covariance import NoiseScales
+from sklearn_diffuq._path.covariance import NO_NOISE
 from sklearn_diffuq._path.distance import widening
+from sklearn_diffuq._path.mean import MixedMean
 from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._propagation.linearised import moment_draws
 from sklearn_diffuq._propagation.path_noise import PathNoise
@@ -39,8 +40,10 @@ class CalibratedPath:
         Number of paths of "sampling".
     seed : int
         Of the draws.
-    few : FewRows, default=None
-        What is known of chunks of few rows; None knows nothing.
+    mixed : bool, default=False
+        Whether steps compute in bfloat16; covariance, readout and probabilities never do.
+    few : FewRows
+        What is known of chunks of few rows.
     """
 
     path: GaussianPath
@@ -48,6 +51,7 @@ class CalibratedPath:
     inference: str
     n_samples: int
     seed: int
+    mixed: bool = False
     few: FewRows = field(default_factory=FewRows)
 
     def probabilities(
@@ -56,7 +60,7 @@ class CalibratedPath:
         inputs: EncodedInputs,
         reduce: Reduce,
         *,
-        variance: bool = False,
+        details: bool = False,
         look: ShowEmbedding | None = None,
     ) -> list[np.ndarray]:
         """Propagate samples and reduce the probabilities of their paths (eqs. 6.1, 6.3, 6.4).
@@ -68,8 +72,9 @@ class CalibratedPath:
         reduce : callable
             ``reduce(proba)`` takes the class probabilities of the paths, (K, m, n_classes), and
             returns a list of arrays of length m.
-        variance : bool, default=False
-            Whether to append the variance of each step, (n, n_steps), to the results.
+        details : bool, default=False
+            Whether to append the variance of each step, (n, n_steps), and the distance to the
+            training data, (n,), to the results.
         look : callable, default=None
             ``look(h, context)`` is shown the embeddings, chunk by chunk.
 
@@ -80,10 +85,12 @@ class CalibratedPath:
         """
         calibration, scales = self.calibration, self.calibration.scales
         noise, draws = self._noise(), self._draws()
-        if noise is None and not variance:
+        if noise is None and not details:
             # Noise on the way is not seen: do not measure the distance of the embedding for it.
             scales = replace(scales, shared=0.0, token=0.0)
-        path = self.path.with_scales(scales).to(backbone.device)
+        path = replace(self.path.to(backbone.device), scales=scales, is_watched=details)
+        if self.mixed:
+            path = replace(path, mean=MixedMean(path.mean))
 
         def of_batch(batch: Batch, n_read: int) -> tuple[tuple[Tensor, ...], Tensor]:
             end = propagate(path, backbone, batch, noise, look, n_read)
@@ -94,13 +101,14 @@ class CalibratedPath:
                 logits = calibration.table.sample(logits[0], growth, draws)
             proba = path_probabilities(logits, calibration.temperature_at(distance)).numpy()
             values = reduce(proba / proba.sum(2, keepdims=True))
-            if variance:
-                values.append(end.variance.cpu().numpy())
+            if details:
+                values += [end.variance.cpu().numpy(), distance.numpy()]
             # copies, since values may be parts of larger arrays
             tensors = tuple(torch.from_numpy(np.array(value, order="C")) for value in values)
             return tensors, end.state.unflatten(0, (len(end.logits), -1)).transpose(0, 1)
 
-        key, device = (path.grid, scales, self.inference, self.n_samples), backbone.device
+        key = path.grid, scales, self.inference, self.n_samples, self.mixed
+        device = backbone.device
 
         def of_chunk(n_rows: int, rows: np.ndarray, length: int | None) -> tuple[Tensor, ...]:
             return self.few.run(key, of_batch, inputs, n_rows, rows, length, device)
@@ -124,8 +132,7 @@ class CalibratedPath:
 
 def familiarity(path: GaussianPath, backbone: Backbone, inputs: EncodedInputs) -> np.ndarray:
     """Return minus the mean distance of each sample to the training data, (n,); eq. 7.3."""
-    # any exponent makes the path look at the distances
-    path = path.with_scales(NoiseScales(distance=1.0)).to(backbone.device)
+    path = replace(path.to(backbone.device), scales=NO_NOISE, is_watched=True)
 
     def of_batch(batch: Batch) -> Tensor:
         return -propagate(path, backbone, batch).distance

@@ -2,6 +2,7 @@
 
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from sklearn_diffuq._backbones.backbone import Backbone
@@ -52,3 +53,29 @@ class BlockwiseMean:
     def from_state(cls, state: State, backbone: Backbone) -> "BlockwiseMean":
         """Build the mean again."""
         return cls(backbone)
+
+
+class MixedMean:
+    """A mean whose steps compute in bfloat16, on states in float32.
+
+    Parameters
+    ----------
+    mean : Mean
+    """
+
+    kind: ClassVar[str] = "mixed"
+
+    def __init__(self, mean: Mean) -> None:
+        self.mean, self.rank = mean, mean.rank
+
+    def __call__(self, h: Tensor, interval: Interval, context: Context) -> Tensor:
+        with torch.autocast(h.device.type, torch.bfloat16):
+            return self.mean(h, interval, context).to(h.dtype)
+
+    def n_parameters(self, grid: Grid) -> int:
+        """Return the number of parameters of the mean."""
+        return self.mean.n_parameters(grid)
+
+    def to_state(self) -> State:
+        """Return the state of the mean."""
+        return self.mean.to_state()

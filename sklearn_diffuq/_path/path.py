@@ -30,12 +30,15 @@ class GaussianPath:
     grid : tuple of int, length ``n_steps + 1``
     scales : NoiseScales
         Of the noise; all zero is the deterministic path.
+    is_watched : bool, default=False
+        Whether the scored times are observed even if nothing depends on their distances.
     """
 
     mean: Mean
     covariance: StateCovariance
     grid: Grid
     scales: NoiseScales = NO_NOISE
+    is_watched: bool = False
 
     @property
     def n_steps(self) -> int:
@@ -83,11 +86,10 @@ class GaussianPath:
     @property
     def observed_times(self) -> list[int]:
         """Times whose states are looked at: where anything depends on their distance."""
-        if self.scales.distance == 0:
-            return []
-        widened = range(self.n_steps if self.scales.any_noise else 0)  # by the noise of their step
-        known = {t for t, block in enumerate(self.grid) if block in self.covariance.blocks}
-        return sorted(known & {*widened, *self.scored_times})
+        times = set(self.scored_times) if self.is_watched or self.scales.distance > 0 else set()
+        if self.scales.distance > 0 and self.scales.any_noise:
+            times |= set(range(self.n_steps))  # the noise of a step widens
+        return [t for t in sorted(times) if self.grid[t] in self.covariance.blocks]
 
     def observe(self, h: Tensor, time: int, context: Context) -> Tensor | None:
         """Return the distance (n,) of the states at a time if anything depends on it."""

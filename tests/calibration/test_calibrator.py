@@ -22,7 +22,7 @@ from sklearn_diffuq._path.mean import BlockwiseMean
 from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.statistics import collect_statistics
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
-from sklearn_diffuq._propagation.linearised import LinearisedPath, linearise_all
+from sklearn_diffuq._propagation.linearised import LinearisedPath, linearise_all, moment_draws
 from sklearn_diffuq._propagation.path_noise import PathNoise
 from sklearn_diffuq._propagation.propagate import mean_logits
 
@@ -39,7 +39,8 @@ def test_paths_get_the_noise_that_is_best_for_many_of_them(monkeypatch):
     monkeypatch.setattr(calibrator_module, "MAX_SAMPLED_ROWS", n)
     monkeypatch.setattr(Calibrator, "noise_part", held_out)
     monkeypatch.setattr(calibrator_module, "PathNoise", SimpleNamespace(of=lambda *args: None))
-    found = Calibrator(None, held_out, True, 0)._sampling(path, law, NoiseScales(1.0, 0.0, 1.0))
+    calibrator = Calibrator(None, held_out, True, 0)
+    found = calibrator._drawn_sampling(path, law, NoiseScales(1.0, 0.0, 1.0))
     few, many = {}, {}
     for factor in (0.0, *calibrator_module.SHRINKAGE):
         path.with_scales(NoiseScales(factor))
@@ -72,7 +73,7 @@ def test_paths_are_drawn_for_some_random_rows_of_sorted_data_with_draws_of_their
         statistics = collect_statistics(backbone, [{"x": x}], steps_of(grid), False)
         covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
         path = GaussianPath(BlockwiseMean(backbone), covariance, grid)
-        calibrator = Calibrator(backbone, held_out, True, 0)
+        calibrator = Calibrator(backbone, held_out, True, 0, draws=True)
         calibrator.calibrate(path, calibrator.reference(path))
     assert len(drawn) == len(calibrator_module.SHRINKAGE)
     for labelled, logits in drawn:
@@ -80,6 +81,27 @@ def test_paths_are_drawn_for_some_random_rows_of_sorted_data_with_draws_of_their
         assert torch.equal(labelled.y, held_out.y[calibrator.noise_rows[:20]])
         assert logits.shape == (calibrator_module.N_SAMPLED, 20, 3)
         assert not torch.allclose(logits[:, 0], logits[:, -1])  # of another batch
+
+
+def test_noise_that_is_not_tried_is_half_the_noise_with_the_best_temperature(monkeypatch):
+    backbone, path, held_out, _ = _held_out("vit", 60)
+    noisy = Calibration(NoiseScales(0.6, 0.2, 0.4), 1.0, 0.0)
+    monkeypatch.setattr(calibrator_module, "fit_noise", lambda *args, **kwargs: noisy)
+    calibrator = Calibrator(backbone, held_out, True, 0)
+    with backbone.frozen():
+        found = calibrator.calibrate(path, calibrator.reference(path))["sampling"]
+        law = linearise_all(path, backbone, calibrator.noise_part.inputs)
+    assert found.scales == NoiseScales(0.3, 0.1, 0.4)
+    drawn = law.sample(0.3, 0.1, 0.4, moment_draws(3, 0)) / torch.exp(0.4 * law.distance)[:, None]
+
+    def nll(temperature):
+        proba = torch.softmax(drawn / temperature, -1).mean(0)
+        part = calibrator.noise_part
+        log_p = proba[torch.arange(60), part.y].log()
+        return -float((part.weight * log_p).sum() / part.weight.sum())
+
+    assert found.nll == pytest.approx(nll(found.temperature), abs=1e-5)
+    assert found.nll <= min(nll(found.temperature * factor) for factor in (0.98, 1.02)) + 1e-7
 
 
 def test_drawn_paths_are_in_the_order_of_the_rows():

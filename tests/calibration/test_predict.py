@@ -1,5 +1,8 @@
 """Predictions in chunks: texts of many lengths, in any company and order."""
 
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +11,9 @@ from tiny_backbones import ALL
 from sklearn_diffuq._calibration.calibration import Calibration
 from sklearn_diffuq._calibration.predict import CalibratedPath, familiarity
 from sklearn_diffuq._inputs.batching import unpadded_batches
-from sklearn_diffuq._inputs.columns import Ragged
+from sklearn_diffuq._inputs.columns import Dense, Ragged
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
+from sklearn_diffuq._inputs.few_rows import FewRows
 from sklearn_diffuq._path.covariance import NoiseScales, fit_covariance
 from sklearn_diffuq._path.mean import BlockwiseMean
 from sklearn_diffuq._path.path import GaussianPath
@@ -48,7 +52,7 @@ def _predict(texts, rows, inference, scales=NOISE, variance=True):
     def reduce(proba):
         return [proba.swapaxes(0, 1)]
 
-    return calibrated.probabilities(backbone, inputs.take(rows), reduce, variance=variance)
+    return calibrated.probabilities(backbone, inputs.take(rows), reduce, details=variance)
 
 
 @pytest.mark.parametrize("inference", ["sampling", "moments", "mean"])
@@ -65,7 +69,7 @@ def test_a_text_has_the_same_answer_in_any_company(texts, inference):
 def test_without_noise_the_wrapped_model_answers(texts):
     backbone, inputs, _, _ = texts
     for inference in ("sampling", "moments", "mean"):
-        proba, _ = _predict(texts, np.arange(10), inference, NoiseScales())
+        proba, *_ = _predict(texts, np.arange(10), inference, NoiseScales())
         for row in range(10):
             with backbone.frozen(), torch.no_grad():
                 logits = backbone.logits(inputs.batch([row]))
@@ -76,7 +80,7 @@ def test_without_noise_the_wrapped_model_answers(texts):
 def test_padding_changes_no_path(texts):
     backbone, inputs, path, _ = texts
     noisy = path.with_scales(NOISE)
-    proba, variance = _predict(texts, np.arange(10), "sampling")
+    proba, variance, _ = _predict(texts, np.arange(10), "sampling")
     with backbone.frozen(), torch.no_grad():
         for row in range(10):
             noise = PathNoise.of(path, 4, seed=0)
@@ -105,7 +109,7 @@ def test_probabilities_alone_cost_no_distance_of_the_embedding(texts, inference,
     process, calls = texts[2].covariance.distances[0].process, []
     look = process.look
     monkeypatch.setattr(process, "look", lambda *args: calls.append(1) or look(*args))
-    with_variance, _ = _predict(texts, np.arange(10), inference)
+    with_variance, *_ = _predict(texts, np.arange(10), inference)
     assert calls
     calls.clear()
     (alone,) = _predict(texts, np.arange(10), inference, variance=False)
@@ -162,3 +166,60 @@ def test_moments_widen_the_covariances_of_the_table_and_the_temperature(texts):
             expected = torch.softmax(logits[:, 0] / temperature, -1)
             np.testing.assert_allclose(found[row], expected, atol=1e-4)
             assert abs(float(end.distance)) > 0.01
+
+
+def test_steps_in_bfloat16_change_little_and_readout_and_distances_stay_in_float32(texts):
+    backbone, inputs, path, table = texts
+    exact = CalibratedPath(path, Calibration(NOISE, 1.3, 0.0, table), "moments", 4, 0)
+    mixed = replace(exact, mixed=True)
+    precise, half = (
+        calibrated.probabilities(backbone, inputs, lambda proba: [proba.mean(0)], details=True)
+        for calibrated in (exact, mixed)
+    )
+    assert not np.array_equal(half[0], precise[0])
+    np.testing.assert_allclose(half[0], precise[0], atol=0.02)
+    np.testing.assert_allclose(half[2], precise[2], atol=0.1)  # distances
+    alone = mixed.probabilities(backbone, inputs.take([3]), lambda proba: [proba.mean(0)])
+    np.testing.assert_array_equal(alone[0][0], half[0][3])
+
+
+def test_a_chunk_of_few_rows_is_tried_beside_a_full_one_and_then_replaces_it(texts):
+    backbone, inputs, path, table = texts
+    calibrated = CalibratedPath(path, Calibration(NOISE, 1.3, 0.0, table), "moments", 4, 0)
+    rows = []
+    advance = backbone.block
+
+    def block(k, h, context, call=None):
+        if k == 0:
+            rows.append(len(h))
+        return advance(k, h, context, call)
+
+    backbone.block = block
+    try:
+        for _ in range(2):
+            calibrated.probabilities(backbone, inputs.take([1]), lambda proba: [proba.mean(0)])
+    finally:
+        del backbone.block
+    full, few, again = (*rows, None)[:3]
+    assert (full, few) == (64, 1)
+    agreed = list(calibrated.few.agree.values())
+    assert agreed in ([True], [False])
+    assert again == (1 if agreed == [True] else 64)
+    assert pickle.loads(pickle.dumps(calibrated.few)) == FewRows()
+
+
+def test_few_rows_that_give_other_bits_stay_in_full_chunks():
+    """Values that depend on the number of rows, as products of matrices may."""
+    inputs, few, sizes = EncodedInputs({"x": Dense(np.arange(8.0))}), FewRows(), []
+
+    def function(batch, full):
+        sizes.append(len(batch["x"]))
+        values = batch["x"] + (0.0 if len(batch["x"]) >= 4 else 1e-3)
+        return (values,), values
+
+    for _ in range(4):
+        rows = np.array([5, 5, 5, 5, 5, 5, 5, 5])
+        (values,) = few.run("key", function, inputs, 1, rows, None, "cpu")
+        assert values[0] == 5.0
+    assert sizes == [8, 1, 8, 2, 8, 4, 4]
+    assert list(few.agree.values()) == [False, False, True]
