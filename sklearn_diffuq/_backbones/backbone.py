@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sklearn_diffuq._backbones.calling import call_model, eager, required_logits
+from sklearn_diffuq._backbones.calling import call_model, plainly, required_logits
 from sklearn_diffuq._backbones.context import Batch, Context, damped, mean_over_tokens
 from sklearn_diffuq._backbones.cut import Cut, Visit, call_stubbed, walk
 from sklearn_diffuq._backbones.discovery import candidate_blocks
@@ -162,7 +162,7 @@ class Backbone:
         """Hold the model in eval mode, without gradients; see `frozen`."""
         roots = [root for root in (self.module, self.custom_readout) if root is not None]
         n_threads = getattr(self.module, "n_threads", None)
-        with frozen(self.module, roots), eager(self.module), at_most_threads(n_threads):
+        with frozen(self.module, roots), plainly(self.module), at_most_threads(n_threads):
             yield
 
     def logits(self, batch: Batch) -> Tensor:
@@ -221,7 +221,7 @@ class Backbone:
         args, kwargs = context.arguments(k, self._probed().own(h) if call is None else h)
         if call is not None and is_half:
             args, kwargs = widened(args), widened(kwargs)
-        with lock_of(self.module), eager(self.module):
+        with lock_of(self.module), plainly(self.module):
             output = (self.blocks[k] if call is None else call)(*args, **kwargs)
         output = output[0] if isinstance(output, (tuple, list)) else output
         return widened(output) if is_half else output

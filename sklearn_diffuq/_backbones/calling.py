@@ -65,7 +65,7 @@ def call_model(module: nn.Module, batch: dict[str, torch.Tensor]) -> Any:
     """
     args, kwargs = bind(module, list(batch))
     module, batch = _without_shell(module), in_precision(module, batch)
-    with eager(module), _no_cache(module):
+    with plainly(module):
         options = _quiet_options(module)
         named = {name: batch[key] for name, key in kwargs.items()}
         try:
@@ -91,29 +91,35 @@ def _beyond_embeddings(module: nn.Module, batch: dict[str, torch.Tensor], error:
     )
 
 
-class _Eager(threading.local):
-    """The modules that a thread runs eagerly at present."""
+class _Plain(threading.local):
+    """The modules that a thread runs as `plainly` does at present."""
 
     def __init__(self) -> None:
         self.modules: list[nn.Module] = []
 
 
-_eager = _Eager()
+_plain = _Plain()
 
 
 @contextmanager
-def eager(module: nn.Module) -> Iterator[None]:
-    """Run what torch.compile has compiled in a module as it was written: stubs have to be seen."""
-    if any(known is module for known in _eager.modules):
+def plainly(module: nn.Module) -> Iterator[None]:
+    """Run a module as it was written, without compilation and caches: stubs have to be seen.
+
+    Within the context, further ones of the same module cost nothing.
+    """
+    if any(known is module for known in _plain.modules):
         yield
         return
     is_compiled = any(_is_compiled(part) for part in module.modules())
-    _eager.modules.append(module)
+    _plain.modules.append(module)
     try:
-        with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
+        with (
+            torch.compiler.set_stance("force_eager") if is_compiled else nullcontext(),
+            _no_cache(module),
+        ):
             yield
     finally:
-        _eager.modules.pop()
+        _plain.modules.pop()
 
 
 def _is_compiled(part: nn.Module) -> bool:

@@ -34,17 +34,19 @@ def frozen(owner: nn.Module, roots: Sequence[nn.Module]) -> Iterator[None]:
         What is frozen, with all submodules.
     """
     with lock_of(owner):
-        modes = [(module, module.training) for root in roots for module in root.modules()]
-        flags = [(p, p.requires_grad) for root in roots for p in root.parameters()]
+        modules = [module for root in roots for module in root.modules()]
+        parameters = [p for m in modules for p in m._parameters.values() if p is not None]
+        # Set one by one, and without eval() and train(): those may be overridden.
+        training = [module for module in modules if module.training]
+        learning = [parameter for parameter in parameters if parameter.requires_grad]
         try:
-            # Set one by one, and without eval() and train(): those may be overridden.
-            for module, _ in modes:
+            for module in training:
                 module.training = False
-            for parameter, _ in flags:
+            for parameter in learning:
                 parameter.requires_grad_(False)
             yield
         finally:
-            for module, training in modes:
-                module.training = training
-            for parameter, requires_grad in flags:
-                parameter.requires_grad_(requires_grad)
+            for module in training:
+                module.training = True
+            for parameter in learning:
+                parameter.requires_grad_(True)

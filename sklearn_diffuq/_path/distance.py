@@ -95,12 +95,14 @@ class GaussianProcessVariance(nn.Module):
 
     kind: ClassVar[str] = "states"
     states: Tensor
+    squares: Tensor
     length: Tensor
     precision: Tensor
 
     def __init__(self, states: Tensor, length: Tensor, precision: Tensor) -> None:
         super().__init__()
         self.register_buffer("states", states)
+        self.register_buffer("squares", states.square().sum(1), persistent=False)
         self.register_buffer("length", length)
         # laid out as a file keeps it: products with a transposed matrix differ in their last bits
         self.register_buffer("precision", precision.contiguous())
@@ -146,9 +148,12 @@ class GaussianProcessVariance(nn.Module):
 
 def _posterior_variances(processes: Sequence[GaussianProcessVariance], x: Tensor) -> Tensor:
     """Return the posterior variances (B, n) of B processes at the points (B, n, p) of each."""
-    at = zip(processes, x.double(), strict=True)
+    x = x.double()
     lengths = torch.stack([p.length for p in processes])[:, None, None]
-    k = torch.exp(torch.stack([torch.cdist(x, p.states) for p, x in at]) / -lengths)
+    # What torch.cdist does, without a copy of the states in every call.
+    products = [torch.addmm(p.squares, y, p.states.T, alpha=-2) for p, y in zip(processes, x)]
+    squares = torch.stack(products) + x.square().sum(2, keepdim=True)
+    k = torch.exp(squares.clamp_min_(0).sqrt_() / -lengths)
     explained = torch.stack([kernel @ p.precision for p, kernel in zip(processes, k, strict=True)])
     return (1 - (explained * k).sum(2)).clamp(0, 1)
 
