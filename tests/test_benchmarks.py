@@ -31,7 +31,6 @@ from sklearn.metrics import log_loss
 from store import COLUMNS, Store
 from summaries import incomplete, mean_ranks, outliers, over_parts, ranks_over_parts
 
-from sklearn_diffuq._path.covariance import NoiseScales
 from sklearn_diffuq.metrics._temperature import fit_temperature
 
 SCIKIT_LEARN = backbone()
@@ -298,18 +297,10 @@ def test_a_folder_with_a_title_of_its_own_is_a_section_of_its_own(tmp_path):
         assert name_of(store) == expected
 
 
-@pytest.mark.parametrize(("scales", "kept"), [((0, 0, 0), 0), ((0, 0, 0.1), 7), ((0.1, 0, 0), 7)])
-def test_reference_states_count_as_parameters_only_if_used(scales, kept):
+def test_what_the_path_needs_counts_in_place_of_the_blocks():
     frozen = SimpleNamespace(backbone_=SimpleNamespace(module=torch.nn.Linear(9, 10)))
-    covariance = torch.nn.Module()
-    covariance.register_buffer("states", torch.zeros(7))
-    diffusion = SimpleNamespace(
-        n_block_parameters_=90,
-        n_parameters_=20,
-        noise_scale_=NoiseScales(*scales),
-        covariance_=covariance,
-    )
-    assert parameters(diffusion, frozen) == 100 - 90 + 20 + kept
+    diffusion = SimpleNamespace(n_block_parameters_=90, n_parameters_=20)
+    assert parameters(diffusion, frozen) == 100 - 90 + 20
 
 
 def test_means_and_intervals_in_the_report(finished):

@@ -122,6 +122,16 @@ def _predictions(fitted, backbone, inputs):
     ]
 
 
+@pytest.mark.parametrize(("scales", "kept"), [((0, 0, 0), 0), ((0, 0, 0.1), 1), ((0.1, 0, 0), 1)])
+def test_what_distances_need_counts_where_they_are_used(scales, kept):
+    backbone = ALL["vit"]()[0]
+    fitted = _fitted(backbone, (4,), 2, 1)
+    fitted.calibrations[4]["sampling"] = Calibration(NoiseScales(*scales), 1.0, 0.0)
+    expected = sum(p.numel() for p in fitted.path.mean.parameters())
+    expected += kept * sum(buffer.numel() for buffer in fitted.path.covariance.buffers())
+    assert fitted.n_parameters(4, "sampling") == expected
+
+
 def assert_same(loaded, fitted, backbone, inputs):
     assert loaded.grids == fitted.grids
     assert list(loaded.grids) == list(fitted.grids)

@@ -305,8 +305,9 @@ def test_skorch_callbacks_can_stop_training():
     assert len(history) == 3
 
 
-def test_a_diverging_loss_says_so():
+def test_a_diverging_loss_says_so_and_leaves_the_weights_as_they_were():
     module = linear()
+    before = module.weight.detach().clone()
     with pytest.raises(FloatingPointError, match="became nan in epoch 1. Lower `lr`"):
         train(
             module,
@@ -315,6 +316,7 @@ def test_a_diverging_loss_says_so():
             max_epochs=2,
             lr=0.1,
         )
+    assert torch.equal(module.weight.detach(), before)
 
 
 def test_what_follows_from_a_diverged_loss_is_not_what_is_said():
