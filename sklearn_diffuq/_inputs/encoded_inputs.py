@@ -171,7 +171,9 @@ class EncodedInputs:
         except UnreadableError as error:
             bad = error.rows if self.numbers is None else self.numbers[error.rows]
             raise UnreadableError(bad, error.what, self.source) from error.__cause__
-        return {name: tensor.to(device) for name, tensor in batch.items()}
+        if torch.device(device).type == "cuda":  # from pinned memory, while the device computes
+            batch = {name: tensor.pin_memory() for name, tensor in batch.items()}
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 @dataclass(frozen=True)
