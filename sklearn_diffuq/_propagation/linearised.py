@@ -188,7 +188,12 @@ def _distances(
     path: GaussianPath, states: Sequence[Tensor], context: Context
 ) -> tuple[Tensor, Tensor]:
     """Return the distance at the start of each step (n, n_steps), and the mean one (n,)."""
-    distances = [path.distance(state, time, context) for time, state in enumerate(states)]
+    looks = {
+        time: path.covariance.look(states[time], block, context.real)
+        for time, block in enumerate(path.grid)
+        if block in path.covariance.blocks
+    }
+    distances = path.distances_of(looks, context.beyond)
     unknown = torch.zeros(len(states[0]), device=states[0].device)
     start = [unknown if d is None else d for d in distances[:-1]]
     mean = path.mean_distance(distances)

@@ -230,36 +230,6 @@ def tile_batch(batch: Batch, k: int) -> Batch:
 
 
 @torch.no_grad()
-def propagate_all(
-    path: GaussianPath,
-    backbone: Backbone,
-    inputs: EncodedInputs,
-    noise: PathNoise | None = None,
-    *,
-    common: bool = True,
-) -> PathLogits:
-    """Return the logits of all rows at the end of the path, on the CPU, float32.
-
-    With `common` all rows get the same draws, as in predictions; without, each batch has its own,
-    so that the Monte Carlo errors of a mean over rows cancel.
-    """
-    n_batches = 0
-
-    def of_batch(batch: Batch) -> tuple[Tensor, ...]:
-        nonlocal n_batches
-        drawn = noise if common or noise is None else noise.redrawn(n_batches)
-        n_batches += 1
-        end = propagate(path, backbone, batch, drawn)
-        return end.logits.transpose(0, 1).float(), end.variance.float(), end.distance.float()
-
-    n_paths = 1 if noise is None else noise.n_paths
-    logits, variance, distance = map_rows(of_batch, inputs, backbone.device, n_paths)
-    return PathLogits(
-        logits.transpose(0, 1).contiguous(), variance.new_empty(0), variance, distance
-    )
-
-
-@torch.no_grad()
 def mean_logits(mean: Mean, grid: Grid, backbone: Backbone, inputs: EncodedInputs) -> Tensor:
     """Return the logits (n, n_classes) of all rows at the end of a mean, on the CPU, float32."""
     ends = {stop - 1: (start, stop) for start, stop in steps_of(grid)}

@@ -87,7 +87,7 @@ class Net(skorch.NeuralNet):
         named = self.get_all_learnable_params()
         self.notify("on_grad_computed", named_parameters=list(named), batch=batch, training=True)
         # The device itself skips a step whose loss is not finite; the end of the epoch says so.
-        self.optimizer_.found_inf = (~torch.isfinite(step["loss"])).float()
+        self.optimizer_.found_inf = (~torch.isfinite(step["loss"])).float()  # type: ignore[attr-defined]
         self.optimizer_.step()
         self.position_ += 1
         self.average_.update()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_backbones import ALL
 
+from sklearn_diffuq._inputs.batching import map_rows
 from sklearn_diffuq._inputs.columns import Dense
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
 from sklearn_diffuq._path.covariance import NoiseScales, StateCovariance, fit_covariance
@@ -20,7 +21,6 @@ from sklearn_diffuq._propagation.propagate import (
     follow_samples,
     mean_logits,
     propagate,
-    propagate_all,
     tile_batch,
 )
 
@@ -101,28 +101,6 @@ def test_without_noise_the_path_is_the_wrapped_model(name):
     torch.testing.assert_close(sampled.logits, expected.expand(4, -1, -1), atol=1e-5, rtol=1e-5)
     assert torch.equal(sampled.logits, of_paths.unflatten(0, (4, -1)))
     assert torch.all(sampled.variance == 0)
-
-
-def test_draws_of_their_own_for_each_batch_average_out_over_rows():
-    backbone, batch, path = _path("vit", NoiseScales(1.0, 0.3))
-    x = batch["x"][:1].expand(512, -1, -1, -1).numpy()
-    inputs = EncodedInputs({"x": Dense(x)})
-
-    def mean_probability(end):
-        return torch.softmax(end.logits.double(), -1)[..., 0].mean()
-
-    with backbone.frozen(), torch.no_grad():
-        noise = PathNoise.of(path, 8, seed=0)
-        many = PathNoise.of(path, 4096, seed=1)
-        expected = mean_probability(propagate(path, backbone, {"x": batch["x"][:1]}, many))
-        own = propagate_all(path, backbone, inputs, noise, common=False)
-        again = propagate_all(path, backbone, inputs, noise, common=False)
-        common = propagate_all(path, backbone, inputs, noise)
-    assert torch.equal(own.logits, again.logits)
-    assert torch.equal(common.logits[:, 0], common.logits[:, -1])
-    assert not torch.equal(own.logits[:, 0], own.logits[:, -1])
-    error = abs(mean_probability(own) - expected)
-    assert error < 0.3 * abs(mean_probability(common) - expected)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -240,11 +218,11 @@ def test_mean_logits_are_those_of_the_mean_path(name, n_steps):
     )
     with backbone.frozen():
         found = mean_logits(path.mean, grid, backbone, rows)
-        expected = propagate_all(path, backbone, rows).logits
         with torch.no_grad():
+            (expected,) = map_rows(lambda b: (propagate(path, backbone, b).logits[0],), rows)
             whole = backbone.logits(batch)
     assert found.dtype == torch.float32
-    assert torch.equal(found, expected[0])
+    assert torch.equal(found, expected)
     torch.testing.assert_close(found, whole, atol=1e-5, rtol=1e-5)
     assert not found.requires_grad
 
