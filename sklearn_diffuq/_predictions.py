@@ -225,6 +225,5 @@ class PredictionMixin(FromProbabilities):
         scores : ndarray of shape (n,)
             In standard deviations over training rows.
         """
-        check_is_fitted(self)
-        path, backbone = self._fitted.on(self.n_steps_), self.wrapped_.backbone_
+        path, backbone = self._calibrated("mean"), self.wrapped_.backbone_
         return np.concatenate(self._by_blocks(X, lambda rows: familiarity(path, backbone, rows)))

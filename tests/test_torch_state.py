@@ -1,6 +1,7 @@
 """What the caller has set in torch changes no result, at fit or at prediction."""
 
 import contextlib
+import threading
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from sklearn.datasets import load_iris
 
 from sklearn_diffuq import DiffusionCalibratedClassifier, FTTransformerClassifier
+from sklearn_diffuq._inputs.torch_state import at_most_threads
 from sklearn_diffuq.baselines import LabelSmoothingClassifier
 
 pytestmark = [
@@ -117,3 +119,23 @@ def test_a_model_made_in_inference_mode_can_be_fitted(fitted):
     with torch.inference_mode():
         clf.estimator = tiny_models.make_bert()
     assert np.array_equal(answers(clf.fit(X, y), X), expected)
+
+
+def test_fewer_threads_are_for_the_thread_that_asks():
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        with at_most_threads(1):
+            assert torch.get_num_threads() == 1
+            other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+            other.start()
+            other.join()
+        assert torch.get_num_threads() == 2
+        assert seen == [2]
+        with at_most_threads(None), at_most_threads(4):
+            assert torch.get_num_threads() == 2
+        with pytest.raises(RuntimeError), at_most_threads(1):
+            raise RuntimeError
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -22,6 +22,7 @@ from sklearn_diffuq._backbones.cut import Cut, Visit, call_stubbed, walk
 from sklearn_diffuq._backbones.discovery import candidate_blocks
 from sklearn_diffuq._backbones.fingerprint import check_same_model, describe_model
 from sklearn_diffuq._backbones.freezing import frozen, lock_of
+from sklearn_diffuq._backbones.ft_transformer import FTTransformer
 from sklearn_diffuq._backbones.precision import n_weights, widened
 from sklearn_diffuq._backbones.probe import check_replay, check_trace, trace_blocks
 from sklearn_diffuq._inputs.batching import map_rows
@@ -161,7 +162,7 @@ class Backbone:
     def frozen(self) -> Iterator[None]:
         """Hold the model in eval mode, without gradients; see `frozen`."""
         roots = [root for root in (self.module, self.custom_readout) if root is not None]
-        n_threads = getattr(self.module, "n_threads", None)
+        n_threads = self.module.n_threads if isinstance(self.module, FTTransformer) else None
         with frozen(self.module, roots), plainly(self.module), at_most_threads(n_threads):
             yield
 

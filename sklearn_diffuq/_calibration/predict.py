@@ -15,13 +15,12 @@ from sklearn_diffuq._inputs.batching import map_chunks
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
 from sklearn_diffuq._inputs.few_rows import FewRows
 from sklearn_diffuq._inputs.not_finite import refuse_not_finite
-from sklearn_diffuq._path.covariance import NO_NOISE
 from sklearn_diffuq._path.distance import widening
 from sklearn_diffuq._path.mean import MixedMean
 from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._propagation.linearised import moment_draws
 from sklearn_diffuq._propagation.path_noise import PathNoise
-from sklearn_diffuq._propagation.propagate import ShowEmbedding, propagate
+from sklearn_diffuq._propagation.propagate import ShowEmbedding, propagate, propagate_few
 
 Reduce = Callable[[np.ndarray], list[np.ndarray]]
 
@@ -92,8 +91,11 @@ class CalibratedPath:
         if self.mixed:
             path = replace(path, mean=MixedMean(path.mean))
 
-        def of_batch(batch: Batch, n_read: int) -> tuple[tuple[Tensor, ...], Tensor]:
-            end = propagate(path, backbone, batch, noise, look, n_read)
+        def of_batch(batch: Batch, n_rows: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+            if len(next(iter(batch.values()))) < n_rows:
+                end = propagate_few(path, backbone, batch, n_rows, look)
+            else:
+                end = propagate(path, backbone, batch, noise, look)
             logits, distance = end.logits.cpu(), end.distance.cpu()
             refuse_not_finite(logits.transpose(0, 1))  # before anything is made of them
             if draws is not None and calibration.table is not None:
@@ -105,13 +107,17 @@ class CalibratedPath:
                 values += [end.variance.cpu().numpy(), distance.numpy()]
             # copies, since values may be parts of larger arrays
             tensors = tuple(torch.from_numpy(np.array(value, order="C")) for value in values)
-            return tensors, end.state.unflatten(0, (len(end.logits), -1)).transpose(0, 1)
+            return tensors, end.seen
 
-        key = path.grid, scales, self.inference, self.n_samples, self.mixed
+        key = path.grid, scales, self.inference, self.mixed, details
         device = backbone.device
+        # Paths of one row share a chunk, and attention judges a state at once.
+        as_few = noise is None and path.covariance.keeps_looks
 
         def of_chunk(n_rows: int, rows: np.ndarray, length: int | None) -> tuple[Tensor, ...]:
-            return self.few.run(key, of_batch, inputs, n_rows, rows, length, device)
+            if as_few:
+                return self.few.run(key, of_batch, inputs, n_rows, rows, length, device)
+            return of_batch(inputs.batch(rows, length, device), len(rows))[0]
 
         with backbone.frozen(), torch.no_grad():
             n_paths = 1 if noise is None else self.n_samples
@@ -130,11 +136,7 @@ class CalibratedPath:
         return None
 
 
-def familiarity(path: GaussianPath, backbone: Backbone, inputs: EncodedInputs) -> np.ndarray:
+def familiarity(path: CalibratedPath, backbone: Backbone, inputs: EncodedInputs) -> np.ndarray:
     """Return minus the mean distance of each sample to the training data, (n,); eq. 7.3."""
-    path = replace(path.to(backbone.device), scales=NO_NOISE, is_watched=True)
-
-    def of_batch(batch: Batch) -> Tensor:
-        return -propagate(path, backbone, batch).distance
-
-    return backbone.map_rows(of_batch, inputs)
+    *_, distance = path.probabilities(backbone, inputs, lambda proba: [], details=True)
+    return -distance

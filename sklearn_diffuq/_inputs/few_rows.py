@@ -11,7 +11,8 @@ from torch import Tensor
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
 
 # (batch, number of rows of the full chunk that it stands for) -> values, and what is only compared
-Run: TypeAlias = Callable[[dict[str, Tensor], int], tuple[tuple[Tensor, ...], Tensor]]
+Tensors: TypeAlias = tuple[Tensor, ...]
+Run: TypeAlias = Callable[[dict[str, Tensor], int], tuple[Tensors, Tensors]]
 
 
 @dataclass
@@ -21,8 +22,8 @@ class FewRows:
     All chunks of a shape have the same number of rows, since a matrix product of fewer rows may sum
     in another order, and then a row's answer would depend on its company. For a single row that is
     a high price. So a smaller chunk is tried once beside a full one; if all bits agree, those of
-    the last states included, it replaces it from then on. The order of a sum does not depend on
-    what is summed.
+    states included, it replaces it from then on. The order of a sum does not depend on what is
+    summed; that needs many numbers to be compared, and none that were rounded on purpose.
 
     Attributes
     ----------
@@ -61,18 +62,20 @@ class FewRows:
         """
         full = len(padded_rows)
 
-        def call(size: int) -> tuple[tuple[Tensor, ...], Tensor]:
+        def call(size: int) -> tuple[Tensors, Tensors]:
             return function(inputs.batch(padded_rows[:size], length, device), full)
 
-        kind = key, str(device), torch.get_num_threads(), length, full
+        lengths = inputs.lengths
+        is_longest = lengths is not None and bool(lengths[padded_rows[0]] == length)  # no padding
+        kind = key, str(device), torch.get_num_threads(), length, is_longest, full
         size = self._size(kind, n_rows, full)
         if self.agree.get((kind, size), False):
             return call(size)[0]
-        values, state = call(full)
+        values, seen = call(full)
         if size < full:
-            few, few_state = call(size)
-            pairs = zip((*values, state), (*few, few_state), strict=True)
-            self.agree[kind, size] = all(torch.equal(a[:size], b) for a, b in pairs)
+            few, few_seen = call(size)
+            pairs = zip((*values, *seen), (*few, *few_seen), strict=True)
+            self.agree[kind, size] = all(torch.equal(a[:size], b[:size]) for a, b in pairs)
         return values
 
     def _size(self, kind: Hashable, n_rows: int, full: int) -> int:

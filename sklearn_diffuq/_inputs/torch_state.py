@@ -2,9 +2,11 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache
 
 import torch
+from threadpoolctl import ThreadpoolController
 
 
 class _DefaultDtype:
@@ -57,19 +59,18 @@ def own_torch_state() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def at_most_threads(n: int | None) -> Iterator[None]:
-    """Compute on the CPU with `n` threads at most; None changes nothing.
+@cache
+def _openmp() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="openmp")  # torch's is loaded by now
+
+
+def at_most_threads(n: int | None) -> AbstractContextManager[object]:
+    """Return a context in which this thread computes with `n` CPU threads at most; None: with all.
 
     Threads that have next to nothing to do wait for each other by spinning, and beside other work
-    they wait for minutes.
+    they wait for minutes. `torch.set_num_threads` would also hold for threads that start meanwhile,
+    and for good.
     """
-    before = torch.get_num_threads()
-    if n is None or before <= n:
-        yield
-        return
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    if n is None or torch.get_num_threads() <= n:
+        return nullcontext()
+    return _openmp().limit(limits=n)

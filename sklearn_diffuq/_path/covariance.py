@@ -96,6 +96,12 @@ class StateCovariance(nn.Module):
         self.register_buffer("token_variances", token_variances)
         self.distances = nn.ModuleList(distances.values())
 
+    @property
+    def keeps_looks(self) -> bool:
+        """Whether `look` only keeps parts of states, and `distances_of` judges them."""
+        distances = cast(Sequence[StateDistance], self.distances)
+        return all(isinstance(d.process, GaussianProcessVariance) for d in distances)
+
     def with_token_variances(self, token_variances: Tensor) -> "StateCovariance":
         """Return this covariance with other channel variances; the rest is shared."""
         return StateCovariance(self.intervals, self.factors, token_variances, self._by_block())

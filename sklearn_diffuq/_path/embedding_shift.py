@@ -12,7 +12,6 @@ from sklearn_diffuq._state import State
 
 MIN_SHIFT_ROWS = 16  # fewer different rows are no batch
 HELD_OUT_SHIFT = 1.25  # of held-out rows; rows drawn alike have 1 / sqrt(n)
-LOOKS = 8  # chunks of rows to predict that are looked at
 BATCH_SHIFT = 2.5  # of rows to predict, which may be shifted for good reasons
 
 
@@ -80,23 +79,25 @@ def look_at(h: Tensor, context: Context) -> Tensor:
 
 
 class FirstLook:
-    """Looks at chunks of embeddings until one has enough rows to tell.
+    """Looks at the first chunk of embeddings that has enough rows.
 
-    What it sees stays where it is; `is_far` fetches it.
+    Attributes
+    ----------
+    shift : float or None
+        Of that chunk; None if there was none.
     """
+
+    shift: float | None = None
 
     def __init__(self, known: EmbeddingMoments) -> None:
         self.known = known
-        self.seen: list[Tensor] = []
 
     def __call__(self, h: Tensor, context: Context) -> None:
-        """Look at states (n, t, d), unless enough chunks were seen before."""
-        if len(self.seen) < LOOKS:
-            self.seen.append(look_at(h, context))
+        """Look at states (n, t, d), if nothing was seen before."""
+        if self.shift is None:
+            self.shift = self.known.shift(look_at(h, context))
 
     @property
     def is_far(self) -> bool:
-        """Whether the rows are as a whole far from the training data, by the first chunk."""
-        shifts = (self.known.shift(looks) for looks in self.seen)
-        shift = next((s for s in shifts if s is not None), None)
-        return shift is not None and shift > BATCH_SHIFT
+        """Whether the rows are as a whole far from the training data."""
+        return self.shift is not None and self.shift > BATCH_SHIFT

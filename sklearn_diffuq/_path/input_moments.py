@@ -96,7 +96,8 @@ class MomentCollector:
         self.mask: Tensor | None = None
         self._sums: dict[Key, RunningMoments] = {}
         self._leaders: dict[Key, Key] = {}  # the layer that gets the same tensor, maybe itself
-        self._given: tuple[Key, Tensor] | None = None  # the last new tensor, and who got it
+        # who got the last new tensor, the tensor, and how often it had been changed by then
+        self._given: tuple[Key, Tensor, int] | None = None
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> "MomentCollector":
@@ -121,12 +122,17 @@ class MomentCollector:
             x = args[0]
             if key not in self._leaders:
                 leader, given = key, self._given
-                if given is not None and given[1] is x and given[0][0] == key[0]:
+                if (
+                    given is not None
+                    and given[1] is x
+                    and given[2] == x._version
+                    and given[0][0] == key[0]
+                ):
                     leader = given[0]
                 self._leaders[key] = leader
             if self._leaders[key] != key:
                 return
-            self._given = key, x
+            self._given = key, x, x._version
             x = x.detach()
             if self.mask is not None and x.shape[:2] == self.mask.shape:
                 x = x[self.mask]

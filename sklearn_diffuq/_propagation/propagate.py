@@ -45,14 +45,17 @@ class PathLogits:
     Attributes
     ----------
     logits : Tensor of shape (K, n, n_classes)
-    state, variance, distance : Tensor
+    variance, distance : Tensor
         Those of `PathEnd`.
+    seen : tuple of Tensor of shape (n, ...)
+        What they were made of, where the mean was followed: the last state, and what was seen of
+        states on the way.
     """
 
     logits: Tensor
-    state: Tensor
     variance: Tensor
     distance: Tensor
+    seen: tuple[Tensor, ...] = ()
 
 
 ShowEmbedding = Callable[[Tensor, Context], None]
@@ -74,6 +77,7 @@ class MeanWalk:
 
     context: Context
     state: Tensor
+    beyond: Tensor | None
 
     def __init__(self, path: GaussianPath, look: ShowEmbedding | None = None) -> None:
         self.path, self.look = path, look
@@ -84,7 +88,7 @@ class MeanWalk:
     def __call__(self, k: int, h: Tensor, context: Context) -> Tensor:
         """Return the state (n, t, d) after block k: the step's where one ends, else `h`."""
         if k == 0:
-            self.context = context
+            self.context, self.beyond = context, context.beyond
             if self.look is not None:
                 self.look(h, context)
             self._see(h, 0)
@@ -100,20 +104,30 @@ class MeanWalk:
             block, real = self.path.grid[time], self.context.real
             self.looks[time] = self.path.covariance.look(h, block, real)
 
-    def end(self, logits: Tensor) -> "PathLogits":
-        """Return the logits (n, n_classes) that the walk led to, with what was seen."""
-        path, n = self.path, len(logits)
-        distances = path.distances_of(self.looks, self.context.beyond)
+    @property
+    def seen(self) -> tuple[Tensor, ...]:
+        """The last state, and what was seen of states, each (n, ...)."""
+        return (self.state, *(part for look in self.looks.values() for part in look))
+
+    def judge(self, logits: Tensor) -> PathLogits:
+        """Return the logits (n, n_classes) that the walk led to, with what was seen.
+
+        More logits than rows were followed are those of copies of the rows, in turn.
+        """
+        path, n, looks, beyond = self.path, len(logits), self.looks, self.beyond
+        if n > len(self.state):
+            rows = _in_turn(len(self.state), n, logits.device)
+            looks = {time: tuple(part[rows] for part in look) for time, look in looks.items()}
+            beyond = None if beyond is None else beyond[rows]
+        distances = path.distances_of(looks, beyond)
         variance = logits.new_zeros(n, path.n_steps)
         if path.scales.any_noise:
-            laws = [
-                path.law(s, logits[:, None], self.context, distances[s])
-                for s in range(path.n_steps)
-            ]
+            of_step = zip(range(path.n_steps), distances, strict=False)
+            laws = [path.law(s, logits[:, None], self.context, d) for s, d in of_step]
             variance = torch.stack([law.mean_variance() for law in laws], 1)
         distance = path.mean_distance(distances)
         distance = logits.new_zeros(n) if distance is None else distance
-        return PathLogits(logits[None], self.state, variance, distance)
+        return PathLogits(logits[None], variance, distance, self.seen)
 
 
 def follow_samples(
@@ -181,47 +195,47 @@ def propagate(
     batch: Batch,
     noise: PathNoise | None = None,
     look: ShowEmbedding | None = None,
-    n_read: int = 0,
 ) -> PathLogits:
     """Return the logits at the end of the path for a batch of n rows.
 
-    Without noise the mean is followed, and K = 1. `look` is shown the embedding. If there are less
-    than `n_read` rows, the readout sees copies of the first as well: it works on one vector per
-    row, and products of few rows sum in another order than those of many.
+    Without noise the mean is followed, and K = 1. `look` is shown the embedding.
     """
-    n_rows = len(next(iter(batch.values())))
-    if noise is None and n_rows >= n_read:
-        walk = MeanWalk(path, look)
-        return walk.end(backbone.walk(batch, walk))
-    h, context = backbone.embed(batch)
     if noise is None:
         walk = MeanWalk(path, look)
-        for k in range(backbone.n_blocks):
-            h = walk(k, h, context)
-        return walk.end(_read_among(backbone, batch, h, n_read)[0])
+        return walk.judge(backbone.walk(batch, walk))
+    h, context = backbone.embed(batch)
     if look is not None:
         look(h, context)
     _, tiled = backbone.embed(tile_batch(batch, noise.n_paths))
     end = follow_samples(path, h, context, tiled, noise)
-    if n_rows < n_read:
-        logits = _read_among(backbone, batch, end.state, n_read)
-    else:
-        logits = backbone.readout(end.state, tiled).unflatten(0, (noise.n_paths, n_rows))
-    return PathLogits(logits, end.state, end.variance, end.distance)
+    logits = backbone.readout(end.state, tiled).unflatten(0, (noise.n_paths, len(h)))
+    return PathLogits(logits, end.variance, end.distance)
 
 
-def _read_among(backbone: Backbone, batch: Batch, h: Tensor, n_read: int) -> Tensor:
-    """Return the logits (K, n, n_classes) of states (K * n, t, d), read among copies of them.
+def propagate_few(
+    path: GaussianPath,
+    backbone: Backbone,
+    batch: Batch,
+    n_rows: int,
+    look: ShowEmbedding | None = None,
+) -> PathLogits:
+    """Follow the mean of the path for a few rows, and judge them among `n_rows` copies of them.
 
-    Every path has `n_read` rows then, as in a full chunk.
+    The blocks work on many tokens per row, and may sum as they do for many rows. Readout and
+    distances work on one vector per row: they get as many as in a chunk of `n_rows`.
     """
-    n_rows = len(next(iter(batch.values())))
-    rows = torch.arange(n_read) % n_rows
-    copies = {name: value[rows.to(value.device)] for name, value in batch.items()}
-    h = h.unflatten(0, (-1, n_rows))[:, rows.to(h.device)]
-    copies, n_paths, h = tile_batch(copies, len(h)), len(h), h.flatten(0, 1)
-    context = Context(copies, token_mask(copies, h), calls=(), slots=())
-    return backbone.readout(h, context).unflatten(0, (n_paths, n_read))[:, :n_rows]
+    h, context = backbone.embed(batch)
+    walk = MeanWalk(path, look)
+    for k in range(backbone.n_blocks):
+        h = walk(k, h, context)
+    copies = {v.device: _in_turn(len(h), n_rows, v.device) for v in (h, *batch.values())}
+    many = {name: value[copies[value.device]] for name, value in batch.items()}
+    h = h[copies[h.device]]
+    return walk.judge(backbone.readout(h, Context(many, token_mask(many, h), calls=(), slots=())))
+
+
+def _in_turn(n: int, n_copies: int, device: torch.device) -> Tensor:
+    return torch.arange(n_copies, device=device) % n
 
 
 def tile_batch(batch: Batch, k: int) -> Batch:

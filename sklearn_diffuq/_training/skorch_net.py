@@ -106,6 +106,8 @@ class Net(skorch.NeuralNet):
                 self.notify("on_batch_begin", batch=batch, training=training)
                 steps.append(step_fn(batch))
                 seen = {"loss": steps[-1]["loss"], "y_pred": None}
+                # as a tensor: who reads it waits for it
+                self.history.record_batch(f"{prefix}_loss", seen["loss"])
                 self.notify("on_batch_end", batch=batch, training=training, **seen)
         except Exception:  # what went wrong may only follow from a loss that is not finite
             self._fetched(steps)

@@ -119,13 +119,15 @@ def batched_steps(transition: UnifiedTransition, grid: Grid, batch: Batch) -> Ba
     if len(grid) < 3:
         return None
     ends = [transition.backbone.blocks[stop - 1] for _, stop in steps_of(grid)]
-    if not all(_runs_alike(block, ends[0]) for block in ends[1:]):
+    if any(transition.tied) or not all(_runs_alike(block, ends[0]) for block in ends[1:]):
         return None
     few = {name: value[:PROOF_ROWS] for name, value in batch.items()}
     try:
         steps = BatchedSteps(transition, grid)
         with full_precision(transition.log_variance.device):
             return steps if _is_proved(steps, few) else None
+    except torch.OutOfMemoryError:
+        raise
     except (NotGroupedError, RuntimeError, TypeError, ValueError, AttributeError, IndexError):
         return None  # the block does something else with its parameters
 

@@ -85,6 +85,7 @@ class PathObjective:
             for grid in grids
         }
         self._batched: dict[Grid, BatchedSteps | None] = {}
+        self._proved: dict[Grid, int] = {}  # for how many tokens
 
     def __call__(self, rows: np.ndarray, epoch: int, generator: torch.Generator) -> Losses:
         """Return the losses of the batch `rows` as a dict of scalars; "loss" is the total."""
@@ -128,8 +129,11 @@ class PathObjective:
         self, grid: Grid, merged: MergedSteps, starts: Tensor, batch: Batch, context: Context
     ) -> Tensor:
         """Return the means (S, n, t, d) of steps from given states, in one call where possible."""
-        if grid not in self._batched:
+        n_tokens = starts.shape[2]
+        # proved again for longer rows: blocks may be local beyond some length
+        if n_tokens > self._proved.get(grid, 0) and self._batched.get(grid, True) is not None:
             self._batched[grid] = batched_steps(self.transition, grid, batch)
+            self._proved[grid] = n_tokens
         batched = self._batched[grid]
         with self._precision(starts.device):
             tiled = None if batched is None else batched.context(batch, context)

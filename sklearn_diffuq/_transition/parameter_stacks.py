@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+from torch import nn
+
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._path.time_grid import Interval
 
@@ -44,6 +46,16 @@ class ParameterStack:
 def is_matrix(shape: Sequence[int]) -> bool:
     """Tell whether a parameter of this shape gets low-rank changes, and not a copy per step."""
     return len(shape) == 2 and min(shape) > 1
+
+
+def further_names(block: nn.Module) -> dict[str, str]:
+    """Return the further names of parameters that a block has under several: ``{name: first}``."""
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    for name, parameter in block.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            names[name] = first[id(parameter)]
+    return names
 
 
 def parameter_stacks(

@@ -29,7 +29,11 @@ from sklearn_diffuq._transition.merged_steps import (
     functional_block,
     rows_by_step,
 )
-from sklearn_diffuq._transition.parameter_stacks import is_matrix, parameter_stacks
+from sklearn_diffuq._transition.parameter_stacks import (
+    further_names,
+    is_matrix,
+    parameter_stacks,
+)
 
 LOG_VARIANCE_BOUNDS = (-16.0, 8.0)
 
@@ -81,6 +85,7 @@ class UnifiedTransition(nn.Module):
         self._templates = [copy.deepcopy(block).to("meta").eval() for block in blocks]
         self._frozen: FrozenSteps | None = None
         self._buffers_of = [dict(block.named_buffers()) for block in blocks]
+        self.tied = [further_names(block) for block in blocks]
         self.log_variance = _zeros(n, backbone.width)
         self.vectors, self.shared = nn.ParameterDict(), nn.ParameterDict()
         self.up, self.down = nn.ParameterDict(), nn.ParameterDict()
@@ -217,6 +222,8 @@ class MergedSteps:
         device, n_steps = transition.log_variance.device, len(transition.intervals)
         with torch.enable_grad():  # what is first asked for without gradients may later need them
             steps = rows_by_step(transition.stacks, self.stacked, n_steps)
+        for own, tied in zip(steps, transition.tied, strict=True):
+            own |= {name: own[first] for name, first in tied.items()}
         return [own | transition.buffers_of(i, device) for i, own in enumerate(steps)]
 
     def __call__(self, h: Tensor, interval: Interval, context: Context) -> Tensor:

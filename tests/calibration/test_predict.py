@@ -93,7 +93,8 @@ def test_padding_changes_no_path(texts):
 
 def test_familiarity_is_minus_the_mean_distance_of_what_steps_arrive_at(texts):
     backbone, inputs, path, _ = texts
-    scores = familiarity(path, backbone, inputs)
+    calibration = Calibration(NoiseScales(), 1.0, 0.0)
+    scores = familiarity(CalibratedPath(path, calibration, "mean", 1, 0), backbone, inputs)
     with backbone.frozen(), torch.no_grad():
         for row in range(10):
             h, context = backbone.embed(inputs.batch([row]))
@@ -215,7 +216,7 @@ def test_few_rows_that_give_other_bits_stay_in_full_chunks():
     def function(batch, full):
         sizes.append(len(batch["x"]))
         values = batch["x"] + (0.0 if len(batch["x"]) >= 4 else 1e-3)
-        return (values,), values
+        return (values,), (values,)
 
     for _ in range(4):
         rows = np.array([5, 5, 5, 5, 5, 5, 5, 5])
@@ -223,3 +224,34 @@ def test_few_rows_that_give_other_bits_stay_in_full_chunks():
         assert values[0] == 5.0
     assert sizes == [8, 1, 8, 2, 8, 4, 4]
     assert list(few.agree.values()) == [False, False, True]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("inference", ["moments", "sampling"])
+def test_rows_that_distances_are_measured_from_have_one_answer_in_any_company(
+    texts, inference, mixed
+):
+    """Their distance to themselves is the root of what is left of rounding."""
+    backbone, _, path, table = texts
+    rng = np.random.default_rng(0)
+    items = [rng.integers(1, 50, length) for length in rng.integers(2, 17, 60)]
+    inputs = EncodedInputs({"input_ids": Ragged(items, 0)}, max_length=16)
+    with backbone.frozen():
+        batches = (batch for _, batch in unpadded_batches(inputs))
+        statistics = collect_statistics(backbone, batches, path.steps, False)
+    covariance = fit_covariance(statistics, 2, torch.Generator().manual_seed(0))
+    path = replace(path, covariance=covariance)
+    calibration = Calibration(NOISE, 1.3, 0.0, table)
+    calibrated = CalibratedPath(path, calibration, inference, 4, 0, mixed=mixed)
+
+    def answers(rows):
+        return calibrated.probabilities(
+            backbone, inputs.take(rows), lambda proba: [proba.mean(0)], details=True
+        )
+
+    together = answers(np.arange(60))
+    for n_rows in (1, 2, 3, 7):
+        for start in range(0, 60 - n_rows, n_rows):
+            rows = np.arange(start, start + n_rows)
+            for found, expected in zip(answers(rows), together, strict=True):
+                np.testing.assert_array_equal(found, expected[rows])

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tiny_backbones import ALL
+from torch import nn
 
 from sklearn_diffuq._path.input_moments import MomentCollector, RunningMoments, linear_layers
 from sklearn_diffuq._path.statistics import collect_statistics
@@ -92,3 +93,22 @@ def test_hooks_are_removed_after_an_error():
     with pytest.raises(AssertionError, match="Input height"):
         collect_statistics(backbone, [wrong], ((0, 1),), with_moments=True)
     assert not hooks()
+
+
+def test_layers_share_moments_only_if_their_input_has_not_changed_meanwhile():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.value = nn.Linear(3, 3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            gate = self.gate(x)
+            return gate * self.value(x.mul_(0.1))
+
+    block, x = Block(), torch.randn(50, 2, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), MomentCollector([block]) as collector:
+        block(x.clone())
+    second = collector.moments().second
+    expected = (x.flatten(0, 1).T @ x.flatten(0, 1)) / 100
+    torch.testing.assert_close(second[0, "gate.weight"], expected)
+    torch.testing.assert_close(second[0, "value.weight"], 0.01 * expected)

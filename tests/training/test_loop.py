@@ -413,3 +413,15 @@ def test_compiled_training_leaves_a_module_that_pickles():
     train(plain, squared_loss(plain), shuffled, max_epochs=2, lr=0.1)
     torch.testing.assert_close(parameters(pickle.loads(pickle.dumps(module))), parameters(plain))
     assert module._compiled_call_impl is None
+
+
+def test_callbacks_see_the_loss_of_a_batch():
+    module, seen = linear(), []
+
+    class Spy(Callback):
+        def on_batch_end(self, net, **kwargs):
+            seen.append(float(net.history[-1, "batches", -1, "train_loss"]))
+
+    history = train(module, squared_loss(module), shuffled, max_epochs=1, lr=0.1, callbacks=[Spy()])
+    assert len(seen) > 1
+    assert history[0]["train_loss"] == pytest.approx(np.mean(seen), rel=0.2)

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sklearn_diffuq._path.statistics import collect_statistics
 from sklearn_diffuq._path.time_grid import steps_of, time_grid
+from sklearn_diffuq._transition.batched_steps import batched_steps
 from sklearn_diffuq._transition.closed_form_start import (
     factorise,
     shared_groups,
@@ -443,3 +444,16 @@ def test_a_layer_that_only_gets_zeros_has_a_start():
     target = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
     shared, up, down = factorise(target, torch.zeros(2, 4, 4), [0, 0], 3)
     torch.testing.assert_close(shared[[0, 0]] + up @ down, target)
+
+
+def test_a_parameter_with_several_names_is_one_parameter():
+    backbone, batch = ALL["bert"]()
+    for block in backbone.blocks:
+        block.attention.self.key.weight = block.attention.self.query.weight
+    transition = _start(backbone, batch, backbone.n_blocks, None)
+    with backbone.frozen(), torch.no_grad():
+        expected = backbone.logits(batch)
+    torch.testing.assert_close(_logits(backbone, transition, batch), expected)
+    frozen = transition.requires_grad_(False)
+    torch.testing.assert_close(_logits(backbone, frozen, batch), expected)
+    assert batched_steps(transition, _grid(transition), batch) is None
