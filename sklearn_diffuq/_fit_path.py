@@ -14,7 +14,7 @@ from sklearn_diffuq._calibration.calibrator import Calibrator, Reference
 from sklearn_diffuq._calibration.held_out import warn_of_unfit_rows
 from sklearn_diffuq._calibration.output_order import warn_of_doubtful_outputs
 from sklearn_diffuq._fitted_path import FittedPath
-from sklearn_diffuq._inputs.batching import CPU_CHUNK, unpadded_batches, unpadded_order
+from sklearn_diffuq._inputs.batching import CPU_CHUNK, kept_chunk, unpadded_batches, unpadded_order
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.not_finite import rows_blamed, rows_not_finite
 from sklearn_diffuq._inputs.rows import random_rows
@@ -26,7 +26,6 @@ from sklearn_diffuq._path.mean import BlockwiseMean
 from sklearn_diffuq._path.path import GaussianPath
 from sklearn_diffuq._path.statistics import PathStatistics, collect_statistics, own_states
 from sklearn_diffuq._path.time_grid import Grid, steps_of, time_grid
-from sklearn_diffuq._propagation.linearised import kept_chunk
 from sklearn_diffuq._propagation.propagate import mean_logits
 from sklearn_diffuq._transition.closed_form_start import unified_transition
 from sklearn_diffuq._transition.objective import PathObjective

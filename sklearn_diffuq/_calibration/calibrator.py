@@ -134,9 +134,10 @@ class Calibrator:
             law = linearise_all(path, self.backbone, self.noise_part.inputs)
         moments = self._moments(path, law)
         sampling = moments
-        if moments.has_noise:
-            choose = self._drawn_sampling if self.draws else self._linearised_sampling
-            sampling = choose(path, law, moments.scales)
+        if moments.has_noise and self.draws:
+            sampling = self._drawn_sampling(path, law, moments.scales)
+        elif moments.has_noise:
+            sampling = self._linearised_sampling(law, moments.scales)
         return {"mean": constant, "moments": moments, "sampling": sampling}
 
     def noise_scales(self, path: GaussianPath, mean: Reference) -> NoiseScales:
@@ -157,9 +158,7 @@ class Calibrator:
         law = linearise_all(path, self.backbone, some.inputs, perturb)
         return LabelledLaw(law, some.y, some.weight)
 
-    def _linearised_sampling(
-        self, path: GaussianPath, law: LinearisedPath, unit: NoiseScales
-    ) -> Calibration:
+    def _linearised_sampling(self, law: LinearisedPath, unit: NoiseScales) -> Calibration:
         """Return `UNTRIED_SHRINKAGE` of the scales `unit`, with the temperature of the law."""
         part, factor = self.noise_part, UNTRIED_SHRINKAGE
         scales = NoiseScales(factor * unit.shared, factor * unit.token, unit.distance)

@@ -3,12 +3,11 @@
 import torch
 
 from sklearn_diffuq._backbones.backbone import Backbone
-from sklearn_diffuq._inputs.batching import unpadded_batches
+from sklearn_diffuq._inputs.batching import kept_chunk, unpadded_batches
 from sklearn_diffuq._inputs.encoded_inputs import LabelledInputs
 from sklearn_diffuq._inputs.rows import random_rows
 from sklearn_diffuq._inputs.shared_rows import shared_rows
 from sklearn_diffuq._path.embedding_shift import HELD_OUT_SHIFT, EmbeddingMoments, look_at
-from sklearn_diffuq._propagation.linearised import kept_chunk
 from sklearn_diffuq._warnings import warn_user
 from sklearn_diffuq.exceptions import CalibrationWarning
 

@@ -40,6 +40,10 @@ class ChunkSize(NamedTuple):
 CPU_CHUNK = ChunkSize(64, 1024, 2**14)
 GPU_CHUNK = ChunkSize(512, 2**15, 2**17)
 
+# Rows without and with a known number of tokens, and tokens, of which a GPU keeps all that the
+# blocks compute: about 100 kB per token and wide block.
+GPU_ROWS, GPU_TEXTS, GPU_TOKENS = 64, 512, 2**13
+
 
 def _bucket(length: int, max_length: int | None) -> int:
     """Return the padded length of a row: 8, 16, 24, 32, 48, 64, 96, ... and more than its own.
@@ -125,6 +129,13 @@ def training_batches(
         order = np.concatenate([pool[np.argsort(inputs.lengths[pool])] for pool in pools])
     batches = np.array_split(order, -(-len(order) // batch_size))
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def kept_chunk(inputs: EncodedInputs, device: torch.device) -> tuple[int, int]:
+    """Return the rows and tokens of a batch all of whose states are kept."""
+    if device.type == "cpu":
+        return CPU_CHUNK[:2]
+    return GPU_ROWS if inputs.lengths is None else GPU_TEXTS, GPU_TOKENS
 
 
 def unpadded_batches(

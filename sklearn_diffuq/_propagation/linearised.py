@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sklearn_diffuq._backbones.backbone import Backbone
 from sklearn_diffuq._backbones.context import Batch, Context
-from sklearn_diffuq._inputs.batching import CPU_CHUNK, unpadded_batches
+from sklearn_diffuq._inputs.batching import kept_chunk, unpadded_batches
 from sklearn_diffuq._inputs.encoded_inputs import EncodedInputs
 from sklearn_diffuq._inputs.not_finite import NotFiniteError, rows_not_finite
 from sklearn_diffuq._path.distance import widening
@@ -23,10 +23,6 @@ from sklearn_diffuq._path.path import GaussianPath
 
 MAX_LINEARISED = 10  # logits per row that are followed: the largest ones
 N_MOMENT_DRAWS = 64
-
-# Rows without and with a known number of tokens, and tokens, of which a GPU keeps all that the
-# blocks compute: about 100 kB per token and wide block.
-GPU_ROWS, GPU_TEXTS, GPU_TOKENS = 64, 512, 2**13
 
 Scale = Tensor | float
 Perturb = Callable[[Tensor, Tensor | None], Tensor]  # (h, mask) -> changed h
@@ -198,13 +194,6 @@ def _distances(
     start = [unknown if d is None else d for d in distances[:-1]]
     mean = path.mean_distance(distances)
     return torch.stack(start, 1).double(), (unknown if mean is None else mean).double()
-
-
-def kept_chunk(inputs: EncodedInputs, device: torch.device) -> tuple[int, int]:
-    """Return the rows and tokens of a batch all of whose states are kept."""
-    if device.type == "cpu":
-        return CPU_CHUNK[:2]
-    return GPU_ROWS if inputs.lengths is None else GPU_TEXTS, GPU_TOKENS
 
 
 def linearise_all(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from operation_counts import operations
+from timing import operations
 from transformers import BertConfig, BertForSequenceClassification
 
 from sklearn_diffuq._backbones.backbone import Backbone

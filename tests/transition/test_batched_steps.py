@@ -3,7 +3,7 @@
 import pytest
 import tiny_families
 import torch
-from operation_counts import operations
+from timing import operations
 from tiny_backbones import ALL, UNEQUAL
 from tiny_objective import losses_of, objective_of
 from torch import nn

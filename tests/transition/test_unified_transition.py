@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from operation_counts import operations
+from timing import operations
 from tiny_backbones import ALL, UNEQUAL
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
